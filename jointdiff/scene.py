@@ -1,0 +1,116 @@
+"""The nouns: Band, Grid, Frame, Observation, Scene.
+
+Axes are (y, x) and pixel centres are at integers. Sky positions are (y, x) offsets in arcsec in the
+tangent plane of one common point. Shapes: S samples, B scenes, C scene bands, H W scene pixels,
+h w observed pixels, n PSF stamp pixels.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DEFAULT_TARGET_FWHM = 0.2
+"""FWHM (arcsec) of the Gaussian target PSF: two pixels of the 0.1 arcsec VIS grid, so that a scene
+is nearly band-limited on it (DESIGN section 3)."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """A name (VIS, u … y) and the name of its filter curve (a key of survey.FILTERS)."""
+
+    name: str
+    filter: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A pixel grid with an affine WCS: sky = matrix @ (y, x) + origin.
+
+    shape: (rows, columns).
+    matrix: ((yy, yx), (xy, xx)) in arcsec per pixel; holds scale, rotation and parity.
+    origin: sky position (y, x) of the centre of pixel (0, 0), arcsec.
+    """
+
+    shape: tuple[int, int]
+    matrix: tuple[tuple[float, float], tuple[float, float]]
+    origin: tuple[float, float]
+
+    @classmethod
+    def centred(cls, shape: tuple[int, int], scale: float, angle: float = 0.0) -> "Grid":
+        """A grid of square pixels of ``scale`` arcsec, rotated by ``angle`` radians, centred on the sky's origin."""
+        cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+        matrix = np.array([[cos, sin], [-sin, cos]])
+        origin = -matrix @ [(shape[0] - 1) / 2, (shape[1] - 1) / 2]
+        return cls(shape, tuple(map(tuple, matrix.tolist())), tuple(origin.tolist()))
+
+    @property
+    def scale(self) -> float:
+        """Side of a square of the pixel's area, arcsec."""
+        return float(np.sqrt(abs(np.linalg.det(self.matrix))))
+
+    def footprint(self, other: "Grid") -> np.ndarray:
+        """J: one pixel step of ``other`` in pixels of this grid, (2, 2)."""
+        return np.linalg.solve(self.matrix, np.asarray(other.matrix))
+
+    def locate(self, sky) -> np.ndarray:
+        """Pixel coordinates (…, 2) in this grid of sky positions (…, 2) in arcsec."""
+        return (np.asarray(sky) - self.origin) @ np.linalg.inv(self.matrix).T
+
+    def padded(self, rows: tuple[int, int], columns: tuple[int, int]) -> "Grid":
+        """This grid with pixels added (or, if negative, removed) before and after each axis."""
+        shape = (self.shape[0] + sum(rows), self.shape[1] + sum(columns))
+        origin = self.origin - np.asarray(self.matrix) @ [rows[0], columns[0]]
+        return replace(self, shape=shape, origin=tuple(origin.tolist()))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How one instrument sees one band: a grid and, for each scene of the batch, a PSF and a shift.
+
+    psf: (B, n, n), includes the pixel, centred at (n - 1) / 2, normalised to unit sum.
+    psf_scale: size of a PSF pixel over that of an image pixel.
+    shift: (B, 2), added to the sky position of every pixel, arcsec.
+    """
+
+    grid: Grid
+    psf: Tensor
+    psf_scale: float = 1.0
+    shift: Tensor | None = None
+
+    def to(self, *args) -> "Frame":
+        shift = None if self.shift is None else self.shift.to(*args)
+        return replace(self, psf=self.psf.to(*args), shift=shift)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A frame with pixels.
+
+    image: (B, h, w), nJy per pixel.
+    ivar: (B, h, w), inverse variance in nJy⁻²; zero where masked or missing.
+    """
+
+    band: Band
+    frame: Frame
+    image: Tensor
+    ivar: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """(B,), true where any pixel was observed."""
+        return self.ivar.flatten(1).any(1)
+
+    def to(self, *args) -> "Observation":
+        return replace(self, frame=self.frame.to(*args), image=self.image.to(*args), ivar=self.ivar.to(*args))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Sharp sky: linear flux (…, C, H, W) in nJy per pixel, on one grid, at one Gaussian target PSF (FWHM, arcsec)."""
+
+    flux: Tensor
+    bands: tuple[Band, ...]
+    grid: Grid
+    target_fwhm: float = DEFAULT_TARGET_FWHM
