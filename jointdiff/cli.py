@@ -1,0 +1,196 @@
+"""The command line: ``python -m jointdiff simulate|train|reconstruct|evaluate`` and scripts/*.py.
+
+Each command reads YAML (``--config``) and dotted overrides (``--training.steps 500``) into a config
+dataclass and calls the function of the same name in config.py. A user's mistake is one line and status 2.
+"""
+
+import re
+import sys
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from difflib import SequenceMatcher
+from importlib.metadata import version
+from typing import Any, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from jointdiff import config
+from jointdiff.errors import InputError
+
+COMMANDS = {
+    "simulate": config.Config,
+    "train": config.Config,
+    "reconstruct": config.ReconstructConfig,
+    "evaluate": config.Config,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command, ``[name, option, …]``; returns the exit status, 2 for a user's mistake."""
+    command = arguments[0] if arguments else "--help"
+    try:
+        if command in ("-h", "--help"):
+            print(_usage())
+        elif command == "--version":
+            print(version("jointdiff"))
+        elif command not in COMMANDS:
+            raise InputError(f"unknown command {command}; did you mean {_closest(command, COMMANDS)}?")
+        else:
+            getattr(config, command)(parse(command, arguments[1:]))
+    except InputError as error:
+        print("jointdiff:", *str(error).splitlines(), file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(command: str, arguments: list[str]) -> Any:
+    """The config dataclass of ``command``, filled from its defaults, YAML files and options, in this order.
+
+    Raises InputError naming the file (or the command line), the key and, for an unknown one, the closest valid key.
+    """
+    kind = COMMANDS[command]
+    parser = build_parser(command)
+    files = list(_config_files(arguments))
+    for path in files:
+        _check_file(path, kind, parser)
+    _check_options(arguments, kind)
+    try:
+        values = parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise InputError(f"command line: {_explain(error)}") from error
+    try:
+        return _build(kind, parser.instantiate(values))
+    except InputError as error:
+        key = str(error).split()[0]
+        typed = any(argument.split("=")[0] == f"--{key}" for argument in arguments)
+        source = ", ".join(files) if files and not typed else "command line"
+        raise InputError(f"{source}: {error}") from error
+
+
+def build_parser(command: str) -> ArgumentParser:
+    """The parser of ``command``: one option per leaf of its config dataclass."""
+    kind = COMMANDS[command]
+    parser = ArgumentParser(
+        prog=f"jointdiff {command}",
+        usage=f"python -m jointdiff {command} [--config FILE] [--KEY VALUE …]",
+        description=getattr(config, command).__doc__,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file; options override it.")
+    if kind is config.Config:
+        parser.add_class_arguments(kind, skip={"resume"})
+        parser.add_argument("--resume", action=ActionYesNo, default=False, help="Continue from the last checkpoint.")
+    else:
+        parser.add_class_arguments(kind, skip={"scene"})
+        scene_help = "A scene.yaml; repeat the option for more."
+        parser.add_argument("--scene", action="append", default=[], metavar="FILE", help=scene_help)
+    sections = {key for key, type_ in _keys(kind) if is_dataclass(type_)}
+    for action in parser._actions:
+        if action.dest in sections:  # one way to give a section: --config, or a dotted option for each key
+            action.help = SUPPRESS
+    return parser
+
+
+def _usage() -> str:
+    lines = ["usage: python -m jointdiff COMMAND [--config FILE] [--KEY VALUE …]", ""]
+    lines += [f"  {name:<12} {(getattr(config, name).__doc__ or '').splitlines()[0]}" for name in COMMANDS]
+    return "\n".join([*lines, "", "COMMAND --help lists the keys, --print_config the resolved configuration."])
+
+
+def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key below a config dataclass with its type, sections included."""
+    for name, type_ in get_type_hints(kind).items():
+        yield prefix + name, type_
+        if is_dataclass(type_):
+            yield from _keys(type_, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def _closest(word: str, valid: Iterable[str]) -> str:
+    """The valid key most like ``word``, in whole or in its last part (a key put into the wrong section)."""
+
+    def likeness(key: str) -> float:
+        pairs = ((word, key), (word.split(".")[-1], key.split(".")[-1]))
+        return max(SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return max(valid, key=likeness)
+
+
+def _config_files(arguments: list[str]) -> Iterator[str]:
+    for option, value in zip(arguments, [*arguments[1:], None], strict=False):
+        if option == "--config" and value is not None:
+            yield value
+        elif option.startswith("--config="):
+            yield option.removeprefix("--config=")
+
+
+def _check_file(path: str, kind: type, parser: ArgumentParser) -> None:
+    """Read a YAML file on its own, so that its mistakes are told with its name."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}, line {line}: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML text") from error
+    keys = dict(_keys(kind))
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path}: expected keys such as {next(iter(keys))}, got {content!r}")
+    _check_mapping(path, content, keys)
+    try:
+        parser.parse_path(path)
+    except ArgumentError as error:
+        raise InputError(f"{path}: {_explain(error)}") from error
+
+
+def _check_mapping(path: str, content: dict, keys: dict[str, Any], prefix: str = "") -> None:
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if key not in keys:
+            raise InputError(f"{path}: unknown key {key}; did you mean {_closest(key, keys)}?")
+        if is_dataclass(keys[key]):
+            if not isinstance(value, dict):
+                raise InputError(f"{path}: {key} is {value!r}, expected keys such as {_first_below(key, keys)}")
+            _check_mapping(path, value, keys, f"{key}.")
+        elif get_origin(keys[key]) is tuple and not isinstance(value, list):
+            raise InputError(f"{path}: {key} is {value!r}, expected a list")
+        elif keys[key] is bool and not isinstance(value, bool):
+            raise InputError(f"{path}: {key} is {value!r}, expected true or false")
+
+
+def _first_below(section: str, keys: dict[str, Any]) -> str:
+    return next(key for key in keys if key.startswith(f"{section}."))
+
+
+def _check_options(arguments: list[str], kind: type) -> None:
+    types = dict(_keys(kind))
+    options = [key for key, type_ in types.items() if not is_dataclass(type_)] + ["config", "help", "print_config"]
+    mappings = tuple(f"{key}." for key, type_ in types.items() if get_origin(type_) is dict)
+    for argument in arguments:
+        if not argument.startswith("--"):
+            continue
+        key = argument[2:].split("=")[0].removesuffix("+")
+        if key not in options and key.removeprefix("no_") not in options and not key.startswith(mappings):
+            closest = _closest(key, options)
+            raise InputError(f"command line: unknown option --{key}; did you mean --{closest}?")
+
+
+def _explain(error: ArgumentError) -> str:
+    """jsonargparse's message in one line, in the words of our own."""
+    text = " ".join(str(error).split())
+    told = re.fullmatch(r'Parser key "(.+?)": Expected an? (.+)\. Got value: (.*)', text)
+    if told is None:
+        return text
+    key, expected, value = told.groups()
+    expected = re.sub(r"<class '(\w+)'>", r"\1", expected).replace("typing.Literal", "one of ")
+    return f"{key} is {value}, expected {'a list such as [a,b]' if expected == 'tuple' else expected}"
+
+
+def _build(kind: type, values: Namespace) -> Any:
+    content = {field.name: values[field.name] for field in fields(kind)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
