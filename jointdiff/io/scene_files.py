@@ -1,0 +1,210 @@
+"""scene.yaml: the observations of one field, read from FITS files and written as them (DESIGN section 9)."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from jointdiff.errors import InputError
+from jointdiff.io.atomic import atomic_path
+from jointdiff.io.fits import one_line, write_fits
+from jointdiff.io.observations import NOISE, Entry, place_on_sky, read_exposure
+from jointdiff.io.wcs import tangent_wcs
+from jointdiff.scene import Band, Grid, Observation
+from jointdiff.survey import BANDS, FILTERS
+
+_FIELD_KEYS = ("name", "reference", "observations")
+_ENTRY_KEYS = ("band", "image", *NOISE, "mask", "psf", "filter", "zeropoint")
+
+_MAX_BYTES = 1_000_000
+"""Largest scene.yaml that is read: a real one has under 2,000 bytes."""
+
+_DEFAULT_FILTERS = {"VIS": "VIS"}
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """One field as it was observed.
+
+    grid: the reference image's pixels, the scored core. Its sky is the tangent plane about the middle of that image,
+        axes (y = north, x = east), arcsec.
+    wcs: the reference image's own world coordinates.
+    observations: one per band, in the order of survey.BANDS; one scene (B = 1), float32, on the CPU. A Band's filter
+        is "" where the file names none: the scene band's own.
+    sources: file or file[HDU] of each band's image, for messages.
+    path: of scene.yaml.
+    """
+
+    name: str
+    reference: str
+    grid: Grid
+    wcs: WCS
+    observations: tuple[Observation, ...]
+    sources: dict[str, str]
+    path: Path
+
+
+def read_fields(paths: Iterable[str | Path]) -> tuple[Field, ...]:
+    """Read several scene files. Raises InputError where two have the same name, before any image is read."""
+    files = [Path(path) for path in paths]
+    seen: dict[str, Path] = {}
+    for path in files:
+        name = _read_yaml(path)[0]
+        if name in seen:
+            raise InputError(f"two scenes are named {name!r} ({seen[name]}, {path})")
+        seen[name] = path
+    return tuple(read_field(path) for path in files)
+
+
+def read_field(path: str | Path) -> Field:
+    """Read a scene file and every image that it names, in nJy per pixel.
+
+    Raises InputError, in one line that names the file, band and number, for anything missing or not physical.
+    """
+    path = Path(path)
+    name, reference, entries = _read_yaml(path)
+    exposures = {entry.band.name: read_exposure(entry, path.parent) for entry in entries}
+    base = exposures[reference]
+    return Field(
+        name=name,
+        reference=reference,
+        grid=base.grid(base.centre),
+        wcs=base.wcs,
+        observations=tuple(place_on_sky(exposures[band], base) for band in BANDS if band in exposures),
+        sources={band: exposure.place for band, exposure in exposures.items()},
+        path=path,
+    )
+
+
+def write_field(
+    folder: str | Path, name: str, observations: Sequence[Observation], reference: str, centre: tuple[float, float]
+) -> Path:
+    """Write a scene folder that read_field reads back: scene.yaml and a FITS file a band (image, WEIGHT, PSF).
+
+    observations: one scene each (B = 1), sky origin at ``centre`` = ICRS (ra, dec), degrees; a band without a good
+    pixel is left out. scene.yaml comes last, so that where it is the folder is whole. Returns its path. Images,
+    weights and normalised PSFs come back bit for bit, grids to 1e-9 arcsec (about the middle of the reference).
+    """
+    folder = Path(folder)
+    entries = []
+    for observation in observations:
+        assert len(observation.image) == 1, f"{len(observation.image)} scenes in one folder"
+        if observation.present.any():
+            entries.append(_write_observation(folder, observation, centre))
+    assert reference in [entry["band"] for entry in entries], f"no reference {reference}"
+    path = folder / "scene.yaml"
+    with atomic_path(path) as temporary:
+        text = yaml.safe_dump({"name": name, "reference": reference, "observations": entries}, sort_keys=False)
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _write_observation(folder: Path, observation: Observation, centre: tuple[float, float]) -> dict[str, str]:
+    """Write <band>.fits; returns its entry in scene.yaml."""
+    frame, band = observation.frame, observation.band
+    sky = np.asarray(frame.grid.origin) + (0 if frame.shift is None else frame.shift[0].double().cpu().numpy())
+    grid = Grid(frame.grid.shape, frame.grid.matrix, (float(sky[0]), float(sky[1])))
+    image = fits.PrimaryHDU(_pixels(observation.image), tangent_wcs(grid, centre).to_header())
+    image.header["BUNIT"] = "nJy"
+    image.header["FILTER"] = band.filter
+    weight = fits.ImageHDU(_pixels(observation.ivar), name="WEIGHT")
+    weight.header["BUNIT"] = "nJy-2"
+    psf = fits.ImageHDU(_pixels(frame.psf), name="PSF")
+    psf.header["PIXSCALE"] = (frame.psf_scale * grid.scale, "arcsec")
+    file = f"{band.name}.fits"
+    write_fits(folder / file, [image, weight, psf])
+    entry = {"band": band.name, "image": file, "weight": f"{file}[WEIGHT]", "psf": f"{file}[PSF]"}
+    return entry | ({"filter": band.filter} if band.filter else {})
+
+
+def _pixels(tensor) -> np.ndarray:
+    return tensor[0].detach().cpu().numpy().astype(np.float32)
+
+
+def _read_yaml(path: Path) -> tuple[str, str, list[Entry]]:
+    """Name, reference and entries of a scene file, checked in all but the images."""
+    content = _load(path)
+    _check_keys(content, _FIELD_KEYS, _FIELD_KEYS, "scene", path)
+    name, reference, items = (content[key] for key in _FIELD_KEYS)
+    if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise InputError(f"name: {name!r} cannot name a folder: use letters, digits and ._+-, in quotes ({path})")
+    if not isinstance(items, list) or not items:
+        raise InputError(f"observations: expected a list of at least one ({path})")
+    entries: list[Entry] = []
+    for number, item in enumerate(items, 1):
+        entry = _parse_entry(item, number, path)
+        if entry.band.name in [other.band.name for other in entries]:
+            raise InputError(f"{entry.band.name}: the band is given twice ({path})")
+        entries.append(entry)
+    bands = [entry.band.name for entry in entries]
+    if reference not in bands:
+        raise InputError(f"reference: {reference!r} is not among the bands {', '.join(bands)} ({path})")
+    return name, reference, entries
+
+
+def _load(path: Path):
+    """The content of a YAML file."""
+    if not path.is_file():
+        raise InputError(f"no such scene file ({path})")
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError(f"scene file of {path.stat().st_size} bytes, at most {_MAX_BYTES} are read ({path})")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InputError(f"not valid YAML: {one_line(error)} ({path})") from error
+
+
+def _parse_entry(item, number: int, path: Path) -> Entry:
+    """The ``number``-th observation of a scene file (from 1)."""
+    label = str(item["band"]) if isinstance(item, dict) and item.get("band") in BANDS else f"observation {number}"
+    _check_keys(item, _ENTRY_KEYS, ("band", "image", "psf"), label, path)
+    name, kinds = item["band"], [kind for kind in NOISE if kind in item]
+    if name not in BANDS:
+        raise InputError(f"{label}: unknown band {name!r}, expected one of {', '.join(BANDS)} ({path})")
+    if len(kinds) != 1:
+        found = " and ".join(kinds) or "none"
+        raise InputError(f"{label}: expected one of variance, weight and rms, found {found} ({path})")
+    for key in ("image", kinds[0], "psf", "mask", "filter"):
+        if key in item and not (isinstance(item[key], str) and item[key]):
+            raise InputError(f"{label}: {key} is {item[key]!r}, expected text ({path})")
+    curve = item.get("filter", _DEFAULT_FILTERS.get(name, ""))
+    if curve and curve not in FILTERS:
+        raise InputError(f"{label}: unknown filter {curve!r}{_closest(curve, FILTERS)} ({path})")
+    zeropoint = _zeropoint(item["zeropoint"], label, path) if "zeropoint" in item else None
+    return Entry(Band(name, curve), item["image"], kinds[0], item[kinds[0]], item["psf"], item.get("mask"), zeropoint)
+
+
+def _zeropoint(value, label: str, path: Path) -> float:
+    """An AB zero point: -48.6 (erg s⁻¹ cm⁻² Hz⁻¹) to 31.4 (nJy), with room."""
+    try:  # YAML reads 2.5e1 as text
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not -50 <= number <= 50:
+        raise InputError(f"{label}: zeropoint is {value!r}, expected an AB magnitude from -50 to 50 ({path})")
+    return number
+
+
+def _check_keys(content, valid: Sequence[str], required: Sequence[str], label: str, path: Path) -> None:
+    """Refuse anything but a mapping with the required keys and no others than the valid."""
+    if not isinstance(content, dict):
+        raise InputError(f"{label}: expected keys {', '.join(required)}, found {type(content).__name__} ({path})")
+    for key in content:
+        if key not in valid:
+            raise InputError(f"{label}: unknown key {key!r}{_closest(str(key), valid)} ({path})")
+    missing = [key for key in required if key not in content]
+    if missing:
+        raise InputError(f"{label}: missing {', '.join(missing)} ({path})")
+
+
+def _closest(word: str, valid: Iterable[str]) -> str:
+    """The valid word most like this one, as the rest of a sentence; all of them where none is like it."""
+    match = difflib.get_close_matches(word, list(valid), 1)
+    return f", did you mean {match[0]!r}?" if match else f", expected one of {', '.join(valid)}"
