@@ -56,7 +56,7 @@ def open_fits(path: Path, label: str) -> Iterator[fits.HDUList]:
     if not path.is_file():
         raise InputError(f"{label}: no such file ({path})")
     with warnings.catch_warnings():
-        for message in _TRUNCATION_WARNINGS:  # told as an error, with the bytes, by _check_length
+        for message in _TRUNCATION_WARNINGS:  # told as an error, with the bytes, by check_length
             warnings.filterwarnings("ignore", message)
         try:
             hdus = fits.open(path, mode="readonly", memmap=False, lazy_load_hdus=True)
@@ -77,7 +77,7 @@ def load_pixels(hdu, label: str, place: str, ndim: int, max_pixels: int) -> np.n
         raise InputError(f"{label}: expected an image of {ndim} axes, found {size} ({place})")
     if np.prod(shape, dtype=float) > max_pixels:
         raise InputError(f"{label}: an image of {size} is above the limit of {max_pixels} pixels ({place})")
-    _check_length(hdu, label, place)
+    check_length(hdu, label, place)
     try:
         return hdu.data
     except (OSError, EOFError, ValueError, TypeError) as error:
@@ -105,7 +105,7 @@ def _find_hdu(hdus: fits.HDUList, key: str | None, path: Path, label: str):
     try:
         return hdus[int(name)] if name.isdigit() else hdus[(name, int(version or 1))]
     except (KeyError, IndexError, ValueError) as error:
-        _check_length(hdus[-1], label, str(path))
+        check_length(hdus[-1], label, str(path))
         raise InputError(f"{label}: no HDU {key}; found {_describe(hdus)} ({path})") from error
 
 
@@ -115,7 +115,7 @@ def _describe(hdus: fits.HDUList) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _check_length(hdu, label: str, place: str) -> None:
+def check_length(hdu, label: str, place: str) -> None:
     """A file cut short inside this HDU is refused (astropy would only warn); inside .gz and .bz2, reading fails."""
     path = Path(hdu.fileinfo()["file"].name)
     if path.suffix in (".gz", ".bz2"):

@@ -20,7 +20,7 @@ MAX_DISTORTION = 0.005
 
 
 def celestial_wcs(header: fits.Header, label: str, place: str) -> WCS:
-    """The celestial WCS of a 2-D image's header.
+    """The celestial WCS of an image's last two axes (of a cube, each plane's).
 
     Raises InputError where there is none, it is singular, or its CD and PC matrices disagree.
     """
@@ -28,10 +28,10 @@ def celestial_wcs(header: fits.Header, label: str, place: str) -> WCS:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)  # dates without a time, which no position needs
         try:
-            wcs = WCS(header)
+            wcs = WCS(header, naxis=2)
         except (WcsError, ValueError, MemoryError, KeyError) as error:
             raise InputError(f"{label}: the header's WCS is not valid: {one_line(error)} ({place})") from error
-    if wcs.naxis != 2 or not wcs.has_celestial:
+    if not wcs.has_celestial:
         raise InputError(f"{label}: no celestial WCS in the header ({place})")
     return wcs
 
