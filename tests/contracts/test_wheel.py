@@ -41,19 +41,8 @@ def test_wheel_holds_every_module(wheel, repository):
 def test_wheel_runs_in_a_clean_environment(wheel, repository, tmp_path):
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        wheel,
-        cwd=tmp_path,
-    )
+    install = ("-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    run(sys.executable, *install, cwd=tmp_path)
     # The dependencies are this environment's: only jointdiff itself is new. A .pth line adds the folder but
     # reads no .pth file inside it, so an editable install of the repository stays out of sight.
     packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
