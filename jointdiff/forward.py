@@ -1,0 +1,202 @@
+"""The only imaging physics: the linear map A from a scene to its observations, with an exact adjoint.
+
+    y_o(p) = |J_o| Σ_b c_ob ∫_{|k|<1/2} exp(2πi k·s_p) P̂_o(J_oᵀ k) / T̂(k) x̂_b(k) dk        (DESIGN section 4)
+
+k is in cycles per scene pixel, s_p in scene pixels. The scene is periodic on its grid. Any scale ratio, sub-pixel
+shift, rotation and flip; aligned grids use two small DFT matrices, others a direct sum.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jointdiff.errors import InputError
+from jointdiff.scene import Band, Frame, Grid, Observation
+from jointdiff.units import SIGMA_PER_FWHM
+
+_CHUNK = 1 << 22
+"""Complex numbers that the direct sum holds at a time (64 MB in double precision)."""
+
+
+def frequencies(grid: Grid) -> np.ndarray:
+    """Half-plane frequencies (H, W//2 + 1, 2) of ``torch.fft.rfft2`` on the grid, cycles per pixel."""
+    ky, kx = np.fft.fftfreq(grid.shape[0]), np.fft.rfftfreq(grid.shape[1])
+    return np.stack(np.meshgrid(ky, kx, indexing="ij"), axis=-1)
+
+
+def half_plane_weights(grid: Grid) -> np.ndarray:
+    """(W//2 + 1,): how often each column of the half plane stands in the full plane."""
+    columns = np.arange(grid.shape[1] // 2 + 1)
+    return np.where((columns == 0) | (2 * columns == grid.shape[1]), 1.0, 2.0)
+
+
+def wavenumber(grid: Grid) -> np.ndarray:
+    """|k| (H, W//2 + 1) of ``torch.fft.rfft2`` on the grid, cycles per arcsec."""
+    return np.linalg.norm(frequencies(grid) @ np.linalg.inv(grid.matrix), axis=-1)
+
+
+def gaussian_transfer(grid: Grid, fwhm: float) -> np.ndarray:
+    """Fourier transform (H, W//2 + 1) of a unit Gaussian of FWHM in arcsec."""
+    return np.exp(-2 * (np.pi * SIGMA_PER_FWHM * fwhm * wavenumber(grid)) ** 2)
+
+
+class FourierSum:
+    """Evaluates a field given by its spectrum on a periodic grid at the pixel centres of another grid.
+
+    field(p) = 1/(HW) Σ_k w_k Re[X(k) exp(2πi k·s_p)], over the half plane of rfft2 with Hermitian weights w_k.
+    """
+
+    def __init__(self, scene: Grid, grid: Grid, dtype: torch.dtype, device: torch.device):
+        self.scene, self.grid = scene, grid
+        footprint, start = scene.footprint(grid), scene.locate(grid.origin)
+        self.aligned = bool(np.allclose(footprint, np.diag(np.diag(footprint)), atol=1e-12))
+        self._weights = torch.as_tensor(half_plane_weights(scene)).to(device, dtype)
+        if self.aligned:
+            axes = zip(
+                (np.fft.fftfreq, np.fft.rfftfreq), scene.shape, grid.shape, start, np.diag(footprint), strict=True
+            )
+            self._matrices = [
+                torch.tensor(np.exp(2j * np.pi * np.outer(s0 + j * np.arange(n), freq(m)))).to(
+                    device, dtype.to_complex()
+                )
+                for freq, m, n, s0, j in axes
+            ]
+        else:
+            pixels = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1).reshape(-1, 2)
+            self._positions = torch.tensor(start + pixels @ footprint.T, dtype=torch.float64, device=device)
+            self._wavevectors = torch.tensor(frequencies(scene).reshape(-1, 2), dtype=torch.float64, device=device)
+
+    def __call__(self, spectrum: Tensor) -> Tensor:
+        """(…, H, W//2 + 1) complex to (…, h, w) real."""
+        spectrum = spectrum * (self._weights / (self.scene.shape[0] * self.scene.shape[1]))
+        if self.aligned:
+            rows, columns = self._matrices
+            return (rows @ spectrum @ columns.mT).real
+        flat = spectrum.flatten(-2)
+        values = [(flat @ phases.mT).real for phases in self._phases(flat.dtype)]
+        return torch.cat(values, dim=-1).unflatten(-1, self.grid.shape)
+
+    def transpose(self, image: Tensor) -> Tensor:
+        """(…, h, w) real to (…, H, W//2 + 1) complex: irfft2 of it is the exact adjoint of (call ∘ rfft2)."""
+        if self.aligned:
+            rows, columns = self._matrices
+            return rows.mH @ image.to(rows.dtype) @ columns.conj()
+        dtype = image.dtype.to_complex()
+        flat, start, total = image.flatten(-2).to(dtype), 0, 0
+        for phases in self._phases(dtype):
+            total = total + flat[..., start : start + len(phases)] @ phases.conj()
+            start += len(phases)
+        return total.unflatten(-1, (self.scene.shape[0], -1))
+
+    def _phases(self, dtype: torch.dtype):
+        """exp(2πi k·s) for runs of pixels, in double precision before rounding."""
+        for positions in self._positions.split(max(1, _CHUNK // len(self._wavevectors))):
+            angle = 2 * torch.pi * (positions @ self._wavevectors.mT)
+            yield torch.polar(torch.ones_like(angle), angle).to(dtype)
+
+
+@lru_cache(maxsize=64)
+def fourier_sum(scene: Grid, grid: Grid, dtype: torch.dtype, device: torch.device) -> FourierSum:
+    """A FourierSum; the matrices of the few geometries in use are kept."""
+    return FourierSum(scene, grid, dtype, device)
+
+
+def psf_transfer(scene: Grid, frame: Frame) -> Tensor:
+    """P̂(Jᵀ k) of the frame's PSF stamps at the scene's frequencies, (B, H, W//2 + 1) complex, shift included.
+
+    Zero beyond the stamp's own Nyquist frequency, where samples say nothing.
+    """
+    psf, size = frame.psf, frame.psf.shape[-1]
+    footprint = scene.footprint(frame.grid) * frame.psf_scale
+    corner = -footprint @ np.full(2, (size - 1) / 2)
+    stamp = Grid((size, size), tuple(map(tuple, footprint.tolist())), tuple(corner.tolist()))
+    pixels = Grid(scene.shape, ((1.0, 0.0), (0.0, 1.0)), (0.0, 0.0))
+    # Σ_n P[n] exp(-2πi k·s_n): the transpose of the Fourier sum onto the stamp's pixels.
+    transfer = fourier_sum(pixels, stamp, psf.dtype, psf.device).transpose(psf)
+    inside = np.abs(frequencies(scene) @ footprint).max(-1) <= 0.5 + 1e-9
+    transfer = transfer * torch.tensor(inside, device=psf.device)
+    return transfer if frame.shift is None else transfer * shift_phase(scene, frame.shift)
+
+
+def shift_phase(scene: Grid, shift: Tensor) -> Tensor:
+    """exp(2πi k·s), (B, H, W//2 + 1), for sky shifts (B, 2) in arcsec of the observed pixels."""
+    k = frequencies(scene) @ np.linalg.inv(scene.matrix)  # cycles per arcsec
+    angle = 2 * torch.pi * torch.einsum("hwi,bi->bhw", torch.as_tensor(k).to(shift), shift)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def response(band: Band, bands: Sequence[Band]) -> tuple[list[float], float]:
+    """How an observed band answers to the scene's bands: coefficients (C,), and their fractional scatter.
+
+    One-hot where the filter is the scene band's own (or not named); colour terms where it differs.
+    Raises InputError when the scene has no such band.
+    """
+    names = [b.name for b in bands]
+    if band.name not in names:
+        raise InputError(f"band {band.name} is not one of the scene's bands: {', '.join(names)}")
+    nearest = names.index(band.name)
+    if band.filter in ("", bands[nearest].filter):
+        return [float(name == band.name) for name in names], 0.0
+    from jointdiff.sed import colour_terms
+
+    coefficients, scatter = colour_terms(band.filter, tuple(b.filter for b in bands), nearest)
+    return list(coefficients), scatter
+
+
+class ForwardModel:
+    """The linear map A from scenes (B, C, H, W) to one image (B, h, w) per observation.
+
+    transfers: (B, H, W//2 + 1) complex per observation, |J| P̂/T̂ with the shift's phase.
+    responses: (O, C).
+    """
+
+    def __init__(self, grid: Grid, bands: Sequence[Band], target_fwhm: float, observations: Sequence[Observation]):
+        self.grid, self.bands = grid, tuple(bands)
+        self.observed_bands = tuple(o.band for o in observations)
+        frames = [o.frame for o in observations]
+        like = frames[0].psf
+        target = torch.as_tensor(gaussian_transfer(grid, target_fwhm)).to(like)
+        areas = [abs(np.linalg.det(grid.footprint(f.grid))) for f in frames]
+        self.transfers = [area * psf_transfer(grid, f) / target for area, f in zip(areas, frames, strict=True)]
+        self.sums = [fourier_sum(grid, f.grid, like.dtype, like.device) for f in frames]
+        self.responses = like.new_tensor([response(o.band, bands)[0] for o in observations])
+
+    def __call__(self, scene: Tensor) -> list[Tensor]:
+        """A x: scenes (B, C, H, W) in nJy per scene pixel to images (B, h, w) in nJy per observed pixel."""
+        spectrum = torch.fft.rfft2(scene)
+        return [
+            total(transfer * self._seen(spectrum, c))
+            for total, transfer, c in zip(self.sums, self.transfers, self.responses, strict=True)
+        ]
+
+    def adjoint(self, images: Sequence[Tensor]) -> Tensor:
+        """Aᵀ y: images (B, h, w) to (B, C, H, W), exactly the transpose of the call."""
+        spectrum = None
+        for image, total, transfer, c in zip(images, self.sums, self.transfers, self.responses, strict=True):
+            back = (transfer.conj() * total.transpose(image)).unsqueeze(1)
+            back = back * c.view(-1, 1, 1)
+            spectrum = back if spectrum is None else spectrum + back
+        return torch.fft.irfft2(spectrum, s=self.grid.shape)
+
+    def precision(self, ivars: Sequence[Tensor]) -> Tensor:
+        """Stationary approximation of Aᵀ N⁻¹ A per frequency, (B, H, W//2 + 1, C, C) real.
+
+        |J|² |P̂/T̂|² times the inverse variance per scene pixel, averaged over the scene with zeros for what was not seen.
+        """
+        area = self.grid.shape[0] * self.grid.shape[1]
+        total = 0
+        for ivar, transfer, c in zip(ivars, self.transfers, self.responses, strict=True):
+            power = transfer.abs().square() * (ivar.sum((-2, -1)) / area).view(-1, 1, 1)
+            total = total + power[..., None, None] * torch.outer(c, c)
+        return total
+
+    @staticmethod
+    def _seen(spectrum: Tensor, coefficients: Tensor) -> Tensor:
+        """Σ_b c_b x̂_b, (B, H, W//2 + 1); one band is picked, not summed."""
+        used = coefficients.nonzero().flatten()
+        if len(used) == 1:
+            return spectrum[:, used[0]] * coefficients[used[0]]
+        return torch.einsum("bchw,c->bhw", spectrum, coefficients.to(spectrum.dtype))

@@ -1,0 +1,80 @@
+"""The zero-network oracle: with F = 0 every part of the diffusion is the exact Gaussian posterior."""
+
+import pytest
+import torch
+
+from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.diffusion.sampler import ModeStep, noise_levels, sample
+from jointdiff.gaussian import apply, field, spectrum
+from tests.laws.test_gaussian import GRID, _posterior
+
+
+def _noise(seed, count=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 2, 3, *GRID.shape, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("evaluations", [3, 4, 8, 30])
+def test_solver_is_exact_for_zero_network_at_any_step_count(evaluations):
+    """The flow is linear: x₀ − μ₀ = S₀^{1/2} (S₀ + σ²)^{-1/2} (x_T − μ₀), mode by mode."""
+    posterior, *_ = _posterior()
+    levels = noise_levels(posterior, evaluations)
+    assert levels.shape == (evaluations, 2)
+    noise = _noise(0)
+    result = sample(lambda x, _: torch.zeros_like(x), posterior, levels, (noise[0], noise[1]))
+    high = levels[0].view(-1, 1, 1, 1)
+    start = ModeStep(posterior).start(
+        posterior.given(posterior.mean + high * noise[0], levels[0]).mean, levels[0], noise[1]
+    )
+    s, vectors = posterior.modes
+    modes = apply(vectors.mT, spectrum(start - posterior.mean)) * s / torch.hypot(s, high)
+    torch.testing.assert_close(result, posterior.mean + field(apply(vectors, modes), GRID), rtol=1e-9, atol=1e-9)
+
+
+def test_zero_network_samples_have_the_posterior_covariance():
+    """The map from the two noises to a sample, applied to a basis, gives S₀ exactly (up to the finite σ_max)."""
+    posterior, *_ = _posterior()
+    levels = noise_levels(posterior, 4)
+    size = 3 * GRID.shape[0] * GRID.shape[1]
+    total = torch.zeros(size, size, dtype=torch.float64)
+    zero = torch.zeros(2, 3, *GRID.shape, dtype=torch.float64)
+    for which in range(2):
+        columns = []
+        for basis in torch.eye(size, dtype=torch.float64).view(size, 1, 3, *GRID.shape):
+            noise = [zero, zero]
+            noise[which] = basis.expand_as(zero)
+            columns.append(
+                (sample(lambda x, _: torch.zeros_like(x), posterior, levels, tuple(noise)) - posterior.mean)[
+                    0
+                ].flatten()
+            )
+        columns = torch.stack(columns)
+        total += columns.T @ columns
+    colour = torch.stack(
+        [
+            posterior.marginal().colour(b.expand_as(zero))[0].flatten()
+            for b in torch.eye(size, dtype=torch.float64).view(size, 1, 3, *GRID.shape)
+        ]
+    )
+    torch.testing.assert_close(total, colour.T @ colour, rtol=1e-2, atol=1e-6)
+
+
+def test_an_untrained_denoiser_is_the_gaussian_posterior():
+    """A fresh network puts out zero: D = μ."""
+    posterior, *_ = _posterior()
+    bands = [("VIS", "VIS"), ("g", "hsc-g"), ("i", "hsc-i")]
+    denoiser = Denoiser(bands, 0.1, 0.2, wavenumbers=9, widths=[16, 16], blocks=1).double()
+    x_t, sigma = _noise(1)[0][..., :8, :8], torch.tensor([0.2, 3.0], dtype=torch.float64)
+    from jointdiff.forward import ForwardModel
+    from jointdiff.gaussian import GaussianPosterior
+    from jointdiff.scene import Grid
+    from tests.laws.test_gaussian import _prior
+    from tests.observing import BANDS, geometries, observe
+
+    grid = Grid.centred((8, 8), 0.1)
+    generator = torch.Generator().manual_seed(2)
+    observations = [observe(b, geometries(grid)["same"], generator, size=7) for b in BANDS]
+    posterior = GaussianPosterior(ForwardModel(grid, BANDS, 0.2, observations), observations, _prior().on(grid))
+    with torch.no_grad():
+        output = denoiser(x_t, sigma, denoiser.condition(posterior))
+    torch.testing.assert_close(output, posterior.given(x_t, sigma).mean)
