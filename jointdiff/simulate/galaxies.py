@@ -198,6 +198,7 @@ def _galaxy(rng, magnitude, filters, settings):
     # Ellipticals, then the means of Simien & de Vaucouleurs for S0, Sbc and Scd; the scatter is a choice.
     mean = np.interp(spectral_type, (0.2, 0.5, 1, 2, 3), (1, 0.57, 0.16, 0.05, 0))
     bulge_fraction = float(mean ** np.exp(rng.normal(0, 0.4)))
+    bulge_fraction = bulge_fraction if bulge_fraction > 1e-3 else 0.0  # too faint to be worth drawing
     clumpy = rng.random() < np.interp(spectral_type, (0.5, 1.5), (0, 0.6))
     clump_fraction = float((1 - bulge_fraction) * rng.beta(2, 8)) if clumpy else 0.0
     shape = {
@@ -215,7 +216,7 @@ def _galaxy(rng, magnitude, filters, settings):
     components = [
         Component(profile(), total * share * galaxy_colours(kind, redshift, filters))
         for share, kind, profile in parts
-        if share > 1e-4
+        if share > 0
     ]
     properties = {"kind": "galaxy", "redshift": redshift, "spectral_type": spectral_type}
     return components, properties | {"bulge_fraction": bulge_fraction, "clump_fraction": clump_fraction} | shape
