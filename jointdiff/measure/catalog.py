@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from astropy.table import Column, Table, vstack
+from astropy.table import Column, Table
 from torch import Tensor
 
 from jointdiff import units
@@ -15,8 +15,6 @@ from jointdiff.measure.detection import DetectionSettings, Segments, detect, det
 from jointdiff.measure.photometry import aperture_map, fluxes, segment_map
 from jointdiff.measure.shapes import ellipticity, half_light_radius
 from jointdiff.scene import DEFAULT_TARGET_FWHM
-
-FORMAT = 1
 
 FLAGS = {
     1: "segment or aperture reaches the edge of the scored area",
@@ -117,7 +115,7 @@ def measure(
     at_mean = measure_images(mean[None], names, segments, sizes, scale, settings.aperture)
     checks = check_against_data(mean, names, segments, data) if data else None
 
-    table = Table(meta={"FORMAT": FORMAT, "APERRAD": settings.aperture, "NSAMPLES": len(samples)})
+    table = Table(meta={"APERRAD": settings.aperture, "NSAMPLES": len(samples)})
     table.meta.update({f"FLAG{bit}": text for bit, text in FLAGS.items()})
     _add_positions(table, segments, scene, wcs)
     _add_fluxes(table, names, measured, at_mean, checks)
@@ -128,19 +126,6 @@ def measure(
         description="sum of the bits that the header explains: FLAG1, FLAG2, …",
     )
     return table
-
-
-def merge(catalogs: Sequence[Table]) -> Table:
-    """One catalog of several scenes; the header is the first's.
-
-    Raises InputError when two hold the same scene.
-    """
-    seen: set[str] = set()
-    for name in (name for catalog in catalogs for name in sorted(set(catalog["scene"]))):
-        if name in seen:
-            raise InputError(f"{name}: two catalogs hold this scene")
-        seen.add(name)
-    return vstack(list(catalogs), metadata_conflicts="silent") if catalogs else Table()
 
 
 def shape_image(images: Tensor, names: Sequence[str]) -> np.ndarray:

@@ -67,7 +67,7 @@ def check_against_data(mean: Tensor, names: Sequence[str], segments: Segments, d
     count, channels = len(segments), len(names)
     templates = _templates(mean, names, segments)
     projected = _project(templates, channels, data)
-    model = data.forward(mean[None])
+    model = data.forward(mean[None].to(data.images[0]))
     flux, flux_err, chi2 = (np.full((count, channels), np.nan) for _ in range(3))
     masked = np.ones((count, channels))
     for band in sorted(set(data.bands)) if count else []:
@@ -100,7 +100,7 @@ def _templates(mean: Tensor, names: Sequence[str], segments: Segments) -> Tensor
 def _project(templates: Tensor, channels: int, data: Data) -> list[Tensor]:
     """Observed templates, (K, h·w) float64 per observation."""
     chunks = []
-    for part in templates.to(data.images[0].dtype).split(_CHUNK):
+    for part in templates.to(data.images[0]).split(_CHUNK):
         seen = data.forward(part[:, None].expand(-1, channels, -1, -1))
         chunks.append([image.flatten(1).double() for image in seen])
     return [torch.cat(parts) for parts in zip(*chunks, strict=True)]

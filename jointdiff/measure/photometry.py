@@ -56,4 +56,5 @@ def fluxes(images: Tensor, pixel_map: Tensor) -> Tensor:
 
 def _sparse(rows, columns, values, shape: tuple[int, int]) -> Tensor:
     indices = torch.as_tensor(np.stack([rows, columns]), dtype=torch.long)
-    return torch.sparse_coo_tensor(indices, torch.as_tensor(values, dtype=torch.float64), shape).coalesce()
+    weights = torch.as_tensor(values, dtype=torch.float64)
+    return torch.sparse_coo_tensor(indices, weights, shape, check_invariants=True).coalesce()
