@@ -123,7 +123,7 @@ def measure(
     reach = _near_edge(segments, settings.aperture / scale, weight)
     table["flags"] = Column(
         _flags(segments, measured, checks, reach),
-        description="sum of the bits that the header explains: FLAG1, FLAG2, …",
+        description="sum of the bits that the header explains: FLAG1, FLAG2 ...",
     )
     return table
 

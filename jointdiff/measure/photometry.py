@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _ROWS = 16
-"""Chords per pixel of the aperture integral: areas are exact to 1e-4 of a pixel's."""
+"""Chords per pixel of the aperture integral: a pixel's share is exact to 1e-2, a 5-pixel circle's area to 1e-4."""
 
 
 def circle_overlap(dy: np.ndarray, dx: np.ndarray, radius) -> np.ndarray:

@@ -47,8 +47,8 @@ def ellipticity(images: np.ndarray, segments: Segments, r50: np.ndarray) -> np.n
     e1 = |epsilon| cos 2 phi and e2 = |epsilon| sin 2 phi, phi from +x (columns) towards +y (rows): GalSim's g1, g2 and
     Seitz & Schneider (1997, A&A 318, 687, eq. 2.4) in the pixel frame. Central second moments Q under a circular
     Gaussian weight W about the detection; W is then taken out as for a Gaussian source, Q⁻¹ - W⁻¹, which is exact for
-    elliptical Gaussians whatever W (an exponential disk comes out about 15 percent rounder than its isophotes). r50 (K,),
-    pixels, sets W's width to that of a Gaussian of the same half-light radius.
+    elliptical Gaussians whatever W (an exponential disk comes out about 15 percent rounder than its isophotes).
+    r50 (K,), pixels, sets W's width to that of a Gaussian of the same half-light radius.
     NaN where the flux or what is left is not positive definite, so |epsilon| < 1 elsewhere.
     """
     result = np.full((len(images), len(segments), 2), np.nan)
