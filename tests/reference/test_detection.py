@@ -109,7 +109,7 @@ def test_ellipticity_of_a_gaussian_is_its_shear(g1, g2):
 
 
 def test_ellipticity_follows_hsm_on_a_disk():
-    """Same signs and angle as GalSim's adaptive moments; a circular weight makes a disk rounder, by up to 20 percent."""
+    """Same signs and angle as GalSim's adaptive moments; a circular weight makes disks rounder, by up to 20 percent."""
     profile = galsim.Exponential(half_light_radius=0.4, flux=1000).shear(g1=0.15, g2=-0.1)
     image = draw([galsim.Convolve(profile, galsim.Gaussian(fwhm=0.2))], [(48.3, 47.6)])
     segments = detect(image, 0.02, WIDE)
