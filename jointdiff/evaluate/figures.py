@@ -91,8 +91,9 @@ def colour_panels(
     """
     seen = {v.band: v for v in views}
     chosen = _rgb_bands([name for name in names if name in seen] or names)
-    light = mean[[list(names).index(b) for b in chosen]] / scale**2
-    stretch = max(np.quantile(light.mean(0), 0.99) / 3, 4 * float(np.median(np.abs(light))), 1e-9)
+    # VIS is the sharpest and deepest: the least sure band must not set the stretch.
+    light = (mean[list(names).index("VIS")] if "VIS" in names else mean.mean(0)) / scale**2
+    stretch = max(float(np.quantile(light, 0.99)) / 3, 4 * float(np.median(np.abs(light))), 1e-9)
     panels = []
     if all(b in seen for b in chosen) and len({seen[b].image.shape for b in chosen}) == 1:
         pixel = seen[chosen[0]].scale
@@ -202,13 +203,14 @@ def _lupton(light: np.ndarray, chosen: Sequence[str], stretch: float) -> np.ndar
 
 def _band_rows(figure, views: Sequence[View], names: Sequence[str], mean: np.ndarray, std: np.ndarray, scale: float):
     """Four rows of maps with a colour bar each; fluxes as surface brightness, so that pixel sizes do not matter."""
-    from matplotlib.colors import AsinhNorm, Normalize
+    from matplotlib.colors import AsinhNorm, LogNorm, Normalize
 
     seen = {v.band: v for v in views}
-    noise = max(float(np.median(std)), 1e-9)
-    peak = max(float(np.quantile(mean, 0.999)), 10 * noise)
+    noise = max(float(np.median(std, axis=(1, 2)).min()), 1e-9)  # of the surest band
+    peak = max(float(np.median(np.quantile(mean, 0.999, axis=(1, 2)))), 10 * noise)
     light = AsinhNorm(linear_width=2 * noise, vmin=-4 * noise, vmax=peak)
-    spread = Normalize(0, max(float(np.quantile(std, 0.999)), 1e-9))
+    low, high = (max(float(q), 1e-9) for q in np.quantile(std, [0.001, 0.999]))
+    spread = LogNorm(low, max(high, 2 * low))
     observed = {name: (v.image / v.scale**2, v.scale) for name, v in seen.items()}
     residuals = {name: (v.residual, v.scale) for name, v in seen.items() if v.residual is not None}
     means = {name: (image, scale) for name, image in zip(names, mean, strict=True)}
