@@ -90,7 +90,7 @@ def write_field(
 
     observations: one scene each (B = 1), sky origin at ``centre`` = ICRS (ra, dec), degrees; a band without a good
     pixel is left out. scene.yaml comes last, so that where it is the folder is whole. Returns its path. Images,
-    weights and normalised PSFs come back bit for bit, grids to 1e-9 arcsec (about the middle of the reference).
+    weights and normalised PSFs come back bit for bit, grids to 1e-10 arcsec a pixel (about the reference's middle).
     """
     folder = Path(folder)
     entries = []

@@ -181,7 +181,7 @@ def test_what_is_written_reads_back_bit_for_bit(tmp_path):
         assert torch.equal(read.frame.psf, known.frame.psf)
         assert read.frame.psf_scale == 1.0
         assert read.frame.grid.shape == known.frame.grid.shape
-        np.testing.assert_allclose(read.frame.grid.matrix, known.frame.grid.matrix, rtol=0, atol=1e-9)
+        assert read.frame.grid.matrix == known.frame.grid.matrix  # so that aligned grids stay aligned
         np.testing.assert_allclose(read.frame.grid.origin, known.frame.grid.origin, rtol=0, atol=1e-9)
 
 
