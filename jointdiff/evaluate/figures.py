@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from jointdiff.evaluate import calibration
 from jointdiff.io.atomic import atomic_path
+from jointdiff.scene import Observation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +38,21 @@ class View:
     image: np.ndarray
     scale: float
     residual: np.ndarray | None = None
+
+
+def views_of(observations: Sequence[Observation], predicted: Sequence[Tensor], scene: int = 0) -> list[View]:
+    """Views of one scene of a batch: observations against the model's images (B, h, w) of the posterior mean.
+
+    Masked pixels are NaN, drawn grey; an observation without any pixel is left out, and so marked as not observed.
+    """
+    views = []
+    for observation, model in zip(observations, predicted, strict=True):
+        ivar = observation.ivar[scene].cpu().numpy()
+        if ivar.any():
+            image = np.where(ivar > 0, observation.image[scene].cpu().numpy(), np.nan)
+            residual = (image - model[scene].cpu().numpy()) * np.sqrt(ivar)
+            views.append(View(observation.band.name, image, observation.frame.grid.scale, residual))
+    return views
 
 
 def scene_figure(

@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from jointdiff.errors import InputError
-from jointdiff.evaluate.figures import View, magnitude_figure, photometry_figure, save_figure, scene_figure
+from jointdiff.evaluate.figures import View, magnitude_figure, photometry_figure, save_figure, scene_figure, views_of
 from jointdiff.evaluate.report import Estimate, ScoredScene, measure_scenes, score_by_magnitude
 from jointdiff.io.products import merge_catalogs, read_catalog, write_catalog
 from jointdiff.measure.catalog import FLAGS, measure
 from jointdiff.measure.data_checks import Data
+from jointdiff.scene import Band, Frame, Grid, Observation
 
 NAMES = ("VIS", "g", "r")
 SIZE = 48
@@ -153,6 +154,18 @@ def test_scene_figure_with_and_without_truth_and_bands(tmp_path, observed, with_
     save_figure(figure, tmp_path / "figure.png", dpi=40)
     picture = imread(tmp_path / "figure.png")
     assert picture.std() > 0.05 and [p.name for p in tmp_path.iterdir()] == ["figure.png"]
+
+
+def test_views_leave_out_what_was_not_observed():
+    frame = Frame(Grid.centred((6, 6), 0.2), torch.ones(2, 1, 1))
+    image, ivar = torch.full((2, 6, 6), 5.0), torch.full((2, 6, 6), 4.0)
+    image[1, 2, 3], ivar[1, 2, 3] = torch.nan, 0
+    seen = Observation(Band("g", "hsc-g"), frame, image, ivar)
+    missing = Observation(Band("r", "hsc-r"), frame, image, torch.zeros_like(ivar))
+    (view,) = views_of([seen, missing], [torch.full((2, 6, 6), 4.0)] * 2, scene=1)
+    assert view.band == "g" and view.scale == pytest.approx(0.2)
+    assert np.isnan(view.image).sum() == np.isnan(view.residual).sum() == 1
+    assert np.nanmean(view.residual) == 2
 
 
 def _axes(figure: Figure):
