@@ -8,7 +8,6 @@ h w observed pixels, n PSF stamp pixels.
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 DEFAULT_TARGET_FWHM = 0.2
@@ -43,7 +42,7 @@ class Grid:
         cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
         matrix = np.array([[cos, sin], [-sin, cos]])
         origin = -matrix @ [(shape[0] - 1) / 2, (shape[1] - 1) / 2]
-        return cls(shape, tuple(map(tuple, matrix.tolist())), tuple(origin.tolist()))
+        return cls(shape, pair_of_pairs(matrix), (float(origin[0]), float(origin[1])))
 
     @property
     def scale(self) -> float:
@@ -62,7 +61,13 @@ class Grid:
         """This grid with pixels added (or, if negative, removed) before and after each axis."""
         shape = (self.shape[0] + sum(rows), self.shape[1] + sum(columns))
         origin = self.origin - np.asarray(self.matrix) @ [rows[0], columns[0]]
-        return replace(self, shape=shape, origin=tuple(origin.tolist()))
+        return replace(self, shape=shape, origin=(float(origin[0]), float(origin[1])))
+
+
+def pair_of_pairs(matrix: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+    """A (2, 2) array as the hashable matrix of a Grid."""
+    (yy, yx), (xy, xx) = matrix.tolist()
+    return (yy, yx), (xy, xx)
 
 
 @dataclass(frozen=True)

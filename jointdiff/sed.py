@@ -23,7 +23,9 @@ def _template(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def template_fluxes(template: str, filters: tuple[str, ...], z_max: float = 4.0, steps: int = 201) -> tuple[np.ndarray, np.ndarray]:
+def template_fluxes(
+    template: str, filters: tuple[str, ...], z_max: float = 4.0, steps: int = 201
+) -> tuple[np.ndarray, np.ndarray]:
     """Redshifts (steps,) and AB flux densities (steps, len(filters)) of a template, relative to the first filter."""
     wavelength, flux = _template(template)
     redshifts = np.linspace(0, z_max, steps)

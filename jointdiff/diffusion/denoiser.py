@@ -1,9 +1,11 @@
 """The denoiser D = E[x | x_t, y]: the Gaussian posterior plus a network that speaks in posterior sigmas.
 
-    D(x_t, σ; y) = μ(x_t, y, σ) + S(y, σ)^{1/2} F_θ(features, conditioning)         (DESIGN section 6)
+    D(x_t, σ; y) = μ(x_t, y, σ) + S(y, σ)^{1/2} g(y) F_θ(features, conditioning)         (DESIGN section 6)
 
-With F = 0 it is the exact posterior mean of the Gaussian prior. The white-prior case is EDM's preconditioning
-(Karras et al. 2022, arXiv 2206.00364, section 5).
+g is a map: where a bright source, a mask or the margin leaves less data than on average, the posterior is wider
+than the stationary S, and g takes that out of the network's range. With F = 0 it is the exact
+posterior mean of the Gaussian prior. The white-prior case is EDM's preconditioning (Karras et al. 2022, arXiv
+2206.00364, section 5).
 """
 
 from collections.abc import Sequence
@@ -28,19 +30,25 @@ class Conditioning:
 
     posterior: the Gaussian posterior. maps: static features (B, 3C, H, W). scalars: (B, 2C).
     noise: (B, C, 1, 1), the posterior standard deviation of a pixel, nJy.
+    gain: (B, C, H, W), how much wider the posterior is here than the stationary S says.
     """
 
     posterior: GaussianPosterior
     maps: Tensor
     scalars: Tensor
     noise: Tensor
+    gain: Tensor
 
 
 class Denoiser(nn.Module, PyTorchModelHubMixin):
     """Holds Γ, the bands, the pixel scale, the target PSF and the network: all that a checkpoint has to say.
 
     bands: ((name, filter), …). pixel_scale, target_fwhm: arcsec. wavenumbers: the number K of tabulated Γ(k).
+    widths, blocks: of the network (see UNet). mean_steps: conjugate-gradient steps for μ₀, which only preconditions.
     """
+
+    wavenumbers: Tensor
+    covariances: Tensor
 
     def __init__(
         self,
@@ -50,10 +58,12 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         wavenumbers: int,
         widths: Sequence[int],
         blocks: int,
+        mean_steps: int = 4,
     ):
         super().__init__()
-        self.bands = tuple(Band(*band) for band in bands)
-        self.pixel_scale, self.target_fwhm = pixel_scale, target_fwhm
+        self.bands = tuple(Band(name, curve) for name, curve in bands)
+        self.pixel_scale, self.target_fwhm, self.mean_steps = pixel_scale, target_fwhm, mean_steps
+        self.network_dtype: torch.dtype | None = None  # autocast of the network alone; the Gaussian part is float32
         count = len(self.bands)
         self.register_buffer("wavenumbers", torch.zeros(wavenumbers))
         self.register_buffer("covariances", torch.zeros(wavenumbers, count, count))
@@ -61,57 +71,77 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
 
     @property
     def prior(self) -> GaussianPrior:
+        """Γ against physical frequency."""
         return GaussianPrior(self.wavenumbers, self.covariances)
 
-    @prior.setter
-    def prior(self, prior: GaussianPrior):
+    def set_prior(self, prior: GaussianPrior) -> None:
+        """Stores Γ, measured on training scenes."""
         self.wavenumbers.copy_(prior.wavenumbers)
         self.covariances.copy_(prior.covariances)
 
-    def posterior(self, observations: Sequence[Observation], grid: Grid, **options) -> GaussianPosterior:
-        """The Gaussian posterior of the observations on a scene grid: the joint Wiener filter."""
-        model = ForwardModel(grid, self.bands, self.target_fwhm, observations)
-        return GaussianPosterior(model, observations, self.prior.on(grid), **options)
+    def forward_model(self, observations: Sequence[Observation], grid: Grid) -> ForwardModel:
+        """A, from scenes of this denoiser's bands on a grid to the observations."""
+        return ForwardModel(grid, self.bands, self.target_fwhm, observations)
 
-    def condition(self, posterior: GaussianPosterior) -> Conditioning:
-        """Static features: μ₀ in posterior sigmas, the matched-filter significance, and how much of the data covers a pixel."""
-        power = posterior.data_precision.diagonal(dim1=-2, dim2=-1)  # (B, H, W//2 + 1, C)
-        coverage = power[:, 0, 0].view(*power.shape[:1], -1, 1, 1)
-        matched = power.mean((1, 2)).view_as(coverage).clamp(min=1e-12).sqrt()
-        noise = torch.cholesky_inverse(posterior.lower).diagonal(dim1=-2, dim2=-1).mean((1, 2))
-        noise = noise.sqrt().view_as(coverage)
-        present = (coverage > 0).to(coverage)
-        maps = torch.cat(
-            [
-                torch.asinh(posterior.mean / noise),
-                torch.asinh(posterior.weighted_data / matched) * present,
-                posterior.coverage * present,
-            ],
-            dim=1,
+    def condition(
+        self, observations: Sequence[Observation], grid: Grid, amplitude: Tensor | None = None
+    ) -> Conditioning:
+        """Everything of D that does not depend on x_t. amplitude: (B,), or None for the maximum of the evidence.
+
+        The maps are μ₀ in posterior sigmas, the matched-filter significance, and how much of the data covers a pixel.
+        """
+        posterior = GaussianPosterior(
+            self.forward_model(observations, grid),
+            observations,
+            self.prior.on(grid),
+            amplitude,
+            max_steps=self.mean_steps,
         )
-        depth = torch.log(
-            posterior.amplitude.view(-1, 1) * coverage.flatten(1).clamp(min=1e-12).sqrt()
-        ) * present.flatten(1)
-        return Conditioning(posterior, maps, torch.cat([depth / 4, present.flatten(1)], dim=1), noise)
+        power = posterior.data_precision.diagonal(dim1=-2, dim2=-1)  # (B, H, W//2 + 1, C)
+        depth = power[:, 0, 0].view(len(power), -1, 1, 1)
+        present = (depth > 0).to(depth)
+        matched = power.mean((1, 2)).view_as(depth).clamp(min=1e-12).sqrt()
+        variance = torch.cholesky_inverse(posterior.lower).diagonal(dim1=-2, dim2=-1).mean((1, 2))
+        noise = variance.sqrt().view_as(depth)
+        coverage = posterior.coverage * present
+        signal, matched_filter = posterior.mean / noise, posterior.weighted_data / matched * present
+        maps = torch.cat([signal.asinh(), matched_filter.asinh(), coverage], dim=1)
+        # Γ(0) and the depth at k = 0 tell how far the posterior widens to the prior where data are shallow or absent.
+        prior = posterior.prior_precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).view_as(depth)
+        gain = ((prior + depth) / (prior + depth * coverage.clamp(min=0))).sqrt()
+        scalars = torch.log(posterior.amplitude.view(-1, 1) * depth.flatten(1).clamp(min=1e-12).sqrt()) / 4
+        scalars = torch.cat([scalars * present.flatten(1), present.flatten(1)], dim=1)
+        return Conditioning(posterior, maps, scalars, noise, gain)
 
     def residual(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> tuple[Tensor, Conditional]:
-        """F_θ (B, C, H, W), in posterior standard deviations, and the Gaussian p(x | x_t, y) that it corrects."""
+        """F_θ (B, C, H, W), in local posterior standard deviations, and the Gaussian p(x | x_t, y) that it corrects.
+
+        Conditioning on one scene serves a batch of its samples; σ is then (1,).
+        """
         posterior = conditioning.posterior
         given = posterior.given(x_t, sigma)
         level = sigma.view(-1, 1, 1, 1)
         features = torch.cat(
             [
-                posterior.marginal().whiten(given.mean - posterior.mean),  # bounded: what x_t adds to the data
-                (x_t - given.mean) / level,  # bounded: what x_t holds as noise
+                posterior.marginal().whiten(given.mean - posterior.mean)
+                / conditioning.gain,  # what x_t adds to the data
+                (x_t - given.mean) / level,  # what x_t holds as noise; bounded, as the one above
                 torch.asinh(given.mean / conditioning.noise),
-                conditioning.maps,
+                conditioning.maps.expand(len(x_t), -1, -1, -1),
             ],
             dim=1,
         )
         scalars = torch.cat([torch.log(sigma / posterior.amplitude).unsqueeze(1) / 4, conditioning.scalars], dim=1)
-        return self.network(features, scalars), given
+        with torch.autocast(x_t.device.type, self.network_dtype, enabled=self.network_dtype is not None):
+            output = self.network(features, scalars.expand(len(x_t), -1))
+        return output, given
 
     def forward(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """D (B, C, H, W) for x_t (B, C, H, W) at σ (B,)."""
         output, given = self.residual(x_t, sigma, conditioning)
-        return given.mean + given.colour(output)
+        return given.mean + given.colour(conditioning.gain * output)
+
+    def correction(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """D − μ (B, C, H, W): what the sampler integrates beside the Gaussian part."""
+        output, given = self.residual(x_t, sigma, conditioning)
+        return given.colour(conditioning.gain * output)

@@ -5,6 +5,7 @@ on how large the image around it is.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -58,10 +59,8 @@ class UNet(nn.Module):
         self.embed = nn.Sequential(nn.Linear(scalars, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         self.entry = Convolution(inputs * cells, widths[0])
         self.down = nn.ModuleList(self._blocks(w, blocks, embedding) for w in widths)
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
-        self.grow = nn.ModuleList(
-            nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(self._blocks(w, blocks, embedding) for w in widths[:-1])
         self.exit = Convolution(widths[0], outputs * cells)
         nn.init.zeros_(self.exit.weight)

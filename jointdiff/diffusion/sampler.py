@@ -9,6 +9,7 @@ It is exact for F = 0 in any number of steps.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -71,6 +72,6 @@ def sample(residual: Residual, posterior: GaussianPosterior, levels: Tensor, noi
     step, high = ModeStep(posterior), levels[0]
     x = posterior.mean + high.view(-1, 1, 1, 1) * noise[0]
     x = step.start(posterior.given(x, high).mean + residual(x, high), high, noise[1])
-    for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, following in pairwise(levels):
         x = step(x, residual(x, sigma), sigma, following)
     return x

@@ -24,13 +24,13 @@ GRID = Grid.centred((8, 10), 0.1)
 AMPLITUDE = torch.tensor([3.0, 0.5], dtype=torch.float64)
 
 
-def _prior() -> GaussianPrior:
+def prior() -> GaussianPrior:
     k = torch.linspace(0, 8, 9, dtype=torch.float64)
     mixing = torch.tensor([[1.0, 0, 0], [0.6, 0.7, 0], [0.8, 0.3, 0.4]], dtype=torch.float64)
     return GaussianPrior(k, torch.exp(-k / 1.5)[:, None, None] * (mixing @ mixing.T))
 
 
-def _posterior(names=("same", "lsst", "lsst"), ivar=4.0, rough=0.3, **options):
+def posterior_of(names=("same", "lsst", "lsst"), ivar=4.0, rough=0.3, **options):
     generator = torch.Generator().manual_seed(0)
     observations = [
         observe(b, geometries(GRID)[n], generator, size=7, ivar=ivar, rough=rough)
@@ -38,7 +38,7 @@ def _posterior(names=("same", "lsst", "lsst"), ivar=4.0, rough=0.3, **options):
     ]
     model = ForwardModel(GRID, BANDS, 0.2, observations)
     return (
-        GaussianPosterior(model, observations, _prior().on(GRID), amplitude=AMPLITUDE, **options),
+        GaussianPosterior(model, observations, prior().on(GRID), amplitude=AMPLITUDE, **options),
         model,
         observations,
     )
@@ -49,10 +49,10 @@ def _dense(model, observations, scene: int):
     size = 3 * GRID.shape[0] * GRID.shape[1]
     basis = torch.eye(size, dtype=torch.float64).view(size, 3, *GRID.shape)
     columns = []
-    for o, c, transfer, total in zip(observations, model.responses, model.transfers, model.sums, strict=True):
+    for c, transfer, total in zip(model.responses, model.transfers, model.sums, strict=True):
         seen = torch.einsum("nchw,c->nhw", torch.fft.rfft2(basis), c.to(torch.complex128))
         columns.append(total(transfer[scene] * seen).flatten(1))
-    covariance = field(apply(_prior().on(GRID), spectrum(basis)), GRID).flatten(1)
+    covariance = field(apply(prior().on(GRID), spectrum(basis)), GRID).flatten(1)
     data = torch.cat([o.image[scene].flatten() for o in observations])
     weight = torch.cat([o.ivar[scene].flatten() for o in observations])
     return torch.cat(columns, 1).T, weight, covariance * AMPLITUDE[scene] ** 2, data
@@ -61,7 +61,7 @@ def _dense(model, observations, scene: int):
 @pytest.mark.parametrize("uneven", [False, True])
 def test_mean_is_the_dense_wiener_filter(uneven):
     """CG finds the exact mean for even noise, and with masks and uneven noise."""
-    _, model, observations = _posterior()
+    _, model, observations = posterior_of()
     if uneven:
         generator = torch.Generator().manual_seed(1)
         observations = [
@@ -71,7 +71,7 @@ def test_mean_is_the_dense_wiener_filter(uneven):
             for o in observations
         ]
     posterior = GaussianPosterior(
-        model, observations, _prior().on(GRID), amplitude=AMPLITUDE, tolerance=1e-7, max_steps=300
+        model, observations, prior().on(GRID), amplitude=AMPLITUDE, tolerance=1e-7, max_steps=300
     )
     for scene in range(2):
         matrix, weight, covariance, data = _dense(model, observations, scene)
@@ -81,8 +81,8 @@ def test_mean_is_the_dense_wiener_filter(uneven):
 
 
 def test_covariance_is_the_dense_one():
-    """S of ``given`` is the inverse of the dense precision, x_t included, where the noise is even and the grids tile."""
-    posterior, model, observations = _posterior(rough=0.0)  # band-limited: nothing is aliased
+    """S of ``given`` is the inverse of the dense precision, x_t included, where noise is even and the grids tile."""
+    posterior, model, observations = posterior_of(rough=0.0)  # band-limited: nothing is aliased
     sigma = torch.tensor([0.3, 2.0], dtype=torch.float64)
     conditional = posterior.given(torch.zeros(2, 3, *GRID.shape, dtype=torch.float64), sigma)
     size = 3 * GRID.shape[0] * GRID.shape[1]
@@ -104,7 +104,7 @@ def replace_lower(conditional, scene):
 
 
 def test_whiten_undoes_colour():
-    posterior, *_ = _posterior()
+    posterior, *_ = posterior_of()
     white = torch.randn(2, 3, *GRID.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     conditional = posterior.given(white, torch.tensor([0.1, 1.0], dtype=torch.float64))
     torch.testing.assert_close(conditional.whiten(conditional.colour(white)), white)
@@ -112,7 +112,7 @@ def test_whiten_undoes_colour():
 
 def test_whitened_norm_is_the_mahalanobis_distance():
     """‖Lᵀ r‖² = rᵀ P r: the loss is the posterior's own metric."""
-    posterior, *_ = _posterior()
+    posterior, *_ = posterior_of()
     r = torch.randn(2, 3, *GRID.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     whitened = posterior.marginal().whiten(r).square().sum((1, 2, 3))
     image = field(apply(posterior.precision, spectrum(r)), GRID)
@@ -120,15 +120,15 @@ def test_whitened_norm_is_the_mahalanobis_distance():
 
 
 def test_missing_bands_have_no_precision():
-    posterior, *_ = _posterior(ivar=0.0)
+    posterior, *_ = posterior_of(ivar=0.0)
     assert posterior.data_precision.abs().max() == 0
     assert posterior.mean.abs().max() == 0
     torch.testing.assert_close(posterior.coverage, torch.zeros_like(posterior.coverage))
 
 
-def test_given_without_information_is_the_posterior():
+def test_given_without_information_is_theposterior_of():
     """σ → ∞ gives μ₀; σ → 0 gives x_t."""
-    posterior, *_ = _posterior()
+    posterior, *_ = posterior_of()
     x = torch.randn(2, 3, *GRID.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(
         posterior.given(x, torch.full((2,), 1e6, dtype=torch.float64)).mean, posterior.mean, rtol=1e-6, atol=1e-6
@@ -143,7 +143,7 @@ def test_evidence_finds_the_amplitude():
     grid, batch = Grid.centred((32, 32), 0.1), 24
     generator = torch.Generator().manual_seed(5)
     truth = torch.logspace(0, 2.5, batch, dtype=torch.float64)
-    gamma = _prior().on(grid)
+    gamma = prior().on(grid)
     white = torch.randn(batch, 3, 32, 32, dtype=torch.float64, generator=generator)
     lower = torch.linalg.cholesky(gamma)
     scenes = truth.view(-1, 1, 1, 1) * field(apply(lower, spectrum(white)), grid)
@@ -162,7 +162,7 @@ def test_evidence_finds_the_amplitude():
 
 def test_fitted_prior_is_the_one_the_scenes_were_drawn_from():
     grid = Grid.centred((32, 32), 0.1)
-    gamma = _prior().on(grid)
+    gamma = prior().on(grid)
     white = torch.randn(400, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     scenes = field(apply(torch.linalg.cholesky(gamma), spectrum(white)), grid)
     amplitude = scenes.square().mean((0, 1, 2, 3)).sqrt()

@@ -6,7 +6,9 @@ import torch
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.diffusion.sampler import ModeStep, noise_levels, sample
 from jointdiff.gaussian import apply, field, spectrum
-from tests.laws.test_gaussian import GRID, _posterior
+from jointdiff.scene import Grid
+from tests.laws.test_gaussian import GRID, posterior_of, prior
+from tests.observing import BANDS, geometries, observe
 
 
 def _noise(seed, count=2):
@@ -17,7 +19,7 @@ def _noise(seed, count=2):
 @pytest.mark.parametrize("evaluations", [3, 4, 8, 30])
 def test_solver_is_exact_for_zero_network_at_any_step_count(evaluations):
     """The flow is linear: x₀ − μ₀ = S₀^{1/2} (S₀ + σ²)^{-1/2} (x_T − μ₀), mode by mode."""
-    posterior, *_ = _posterior()
+    posterior, *_ = posterior_of()
     levels = noise_levels(posterior, evaluations)
     assert levels.shape == (evaluations, 2)
     noise = _noise(0)
@@ -33,7 +35,7 @@ def test_solver_is_exact_for_zero_network_at_any_step_count(evaluations):
 
 def test_zero_network_samples_have_the_posterior_covariance():
     """The map from the two noises to a sample, applied to a basis, gives S₀ exactly (up to the finite σ_max)."""
-    posterior, *_ = _posterior()
+    posterior, *_ = posterior_of()
     levels = noise_levels(posterior, 4)
     size = 3 * GRID.shape[0] * GRID.shape[1]
     total = torch.zeros(size, size, dtype=torch.float64)
@@ -59,22 +61,19 @@ def test_zero_network_samples_have_the_posterior_covariance():
     torch.testing.assert_close(total, colour.T @ colour, rtol=1e-2, atol=1e-6)
 
 
-def test_an_untrained_denoiser_is_the_gaussian_posterior():
-    """A fresh network puts out zero: D = μ."""
-    posterior, *_ = _posterior()
-    bands = [("VIS", "VIS"), ("g", "hsc-g"), ("i", "hsc-i")]
-    denoiser = Denoiser(bands, 0.1, 0.2, wavenumbers=9, widths=[16, 16], blocks=1).double()
-    x_t, sigma = _noise(1)[0][..., :8, :8], torch.tensor([0.2, 3.0], dtype=torch.float64)
-    from jointdiff.forward import ForwardModel
-    from jointdiff.gaussian import GaussianPosterior
-    from jointdiff.scene import Grid
-    from tests.laws.test_gaussian import _prior
-    from tests.observing import BANDS, geometries, observe
-
-    grid = Grid.centred((8, 8), 0.1)
-    generator = torch.Generator().manual_seed(2)
+def test_an_untrained_denoiser_is_the_gaussianposterior_of():
+    """A fresh network puts out zero: D = μ, masked pixels and missing bands included."""
+    grid, generator = Grid.centred((8, 8), 0.1), torch.Generator().manual_seed(2)
     observations = [observe(b, geometries(grid)["same"], generator, size=7) for b in BANDS]
-    posterior = GaussianPosterior(ForwardModel(grid, BANDS, 0.2, observations), observations, _prior().on(grid))
+    observations[1].ivar.zero_()
+    observations[2].ivar[:, 3:5] = 0
+    denoiser = Denoiser(
+        [(b.name, b.filter) for b in BANDS], 0.1, 0.2, wavenumbers=9, widths=[16, 16], blocks=1
+    ).double()
+    denoiser.set_prior(prior())
+    x_t, sigma = _noise(1)[0][..., :8, :8], torch.tensor([0.2, 3.0], dtype=torch.float64)
     with torch.no_grad():
-        output = denoiser(x_t, sigma, denoiser.condition(posterior))
-    torch.testing.assert_close(output, posterior.given(x_t, sigma).mean)
+        conditioning = denoiser.condition(observations, grid)
+        output = denoiser(x_t, sigma, conditioning)
+    assert torch.isfinite(conditioning.maps).all() and torch.isfinite(conditioning.gain).all()
+    torch.testing.assert_close(output, conditioning.posterior.given(x_t, sigma).mean)

@@ -13,7 +13,8 @@ GROUND = {
     "kolmogorov": galsim.Kolmogorov(fwhm=0.7).shear(g1=0.05, g2=-0.03),
     "moffat": galsim.Moffat(beta=2.5, fwhm=0.7),
 }
-# Diffraction of a 1.2 m obscured mirror and a jitter that gives the peak and width of the Q1 MER PSF (0.17 of the flux in one pixel).
+# Diffraction of a 1.2 m obscured mirror and a jitter that gives the width of the Q1 MER PSF and its peak, 17 % of the
+# flux in one pixel.
 VIS = galsim.Convolve(galsim.Airy(lam=750, diam=1.2, obscuration=0.33), galsim.Gaussian(fwhm=0.13))
 SOURCES = {
     "exponential": galsim.Exponential(half_light_radius=0.5).shear(g1=0.2, g2=0.1),

@@ -1,0 +1,194 @@
+"""Observations of composed skies: PSFs, depths, dithers, noise and missing bands, all varying from scene to scene."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jointdiff.forward import fourier_sum, frequencies, gaussian_transfer, shift_phase, with_aliasing_floor
+from jointdiff.scene import Band, Frame, Grid, Observation
+from jointdiff.survey import Depth, load_survey
+from jointdiff.units import SIGMA_PER_FWHM
+
+VIS_JITTER_FWHM = 0.13
+"""Gaussian (arcsec) that brings a diffraction-limited 1.2 m mirror to the width and peak of the Q1 MER PSF: FWHM
+0.19 arcsec and 17 % of the flux in the central pixel, pixel included."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The pixel grid of the ground bands of a batch, and the survey that gives their depth and seeing."""
+
+    survey: str
+    pixel_scale: float
+
+
+GEOMETRIES = {
+    "lsst": Geometry("lsst", 0.2),
+    "hsc": Geometry("hsc", 0.168),
+    "mer": Geometry("hsc", 0.1),  # Euclid's MER pipeline serves ground images on the VIS pixels
+}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How much observing conditions vary from scene to scene and band to band.
+
+    seeing, depth: scatter in dex. ellipticity: rms of each PSF shear component. wing: largest fraction of the PSF's
+    flux in a component 2.2 times as wide. margin: fraction of scenes seen only in a central core, with a margin of up
+    to margin_width arcsec. drop_*: probabilities that observations are missing.
+    """
+
+    seeing: float = 0.06
+    depth: float = 0.1
+    ellipticity: float = 0.03
+    wing: float = 0.15
+    margin: float = 0.3
+    margin_width: float = 1.6
+    drop_band: float = 0.1
+    drop_ground: float = 0.03
+    drop_vis: float = 0.03
+    drop_all: float = 0.02
+
+
+def observed_grid(scene: Grid, pixel_scale: float) -> Grid:
+    """The largest grid of square pixels inside the scene's torus, centred on it."""
+    rows, columns = (int(n * scene.scale / pixel_scale + 1e-6) for n in scene.shape)
+    return Grid.centred((rows, columns), pixel_scale)
+
+
+class Telescope:
+    """Observes skies of one torus: VIS and the ground bands of one geometry.
+
+    sky: the fine grid, with the library's PSF of psf_fwhm arcsec. generator: on the skies' device.
+    """
+
+    def __init__(self, scene: Grid, sky: Grid, psf_fwhm: float, bands: Sequence[Band], conditions: Conditions):
+        self.scene, self.sky, self.bands, self.conditions = scene, sky, tuple(bands), conditions
+        self._library_transfer = gaussian_transfer(sky, psf_fwhm)
+
+    def observe(self, sky: Tensor, geometry: Geometry, generator: torch.Generator) -> list[Observation]:
+        """One observation per band of skies (B, C, H, W); a band dropped in a scene has no inverse variance."""
+        spectrum = torch.fft.rfft2(sky) / torch.as_tensor(self._library_transfer).to(sky)
+        kept, core = self._kept(len(sky), generator), self._core(len(sky), generator)
+        observations = []
+        for index, band in enumerate(self.bands):
+            space = band.name == "VIS"
+            depth = load_survey("euclid" if space else geometry.survey).depths[band.name]
+            grid = observed_grid(self.scene, self.scene.scale if space else geometry.pixel_scale)
+            # The noise of a pixel goes with its side: resampling the survey's pixels keeps the depth.
+            depth_scale = grid.scale / load_survey("euclid" if space else geometry.survey).pixel_scale
+            frame, transfer, dither = self._frame(band, depth, grid, len(sky), generator)
+            image = fourier_sum(self.sky, grid, sky.dtype, sky.device)(spectrum[:, index] * transfer)
+            flux = (grid.scale / self.sky.scale) ** 2 * image
+            seen = kept[:, index].view(-1, 1, 1) * self._footprint(grid, dither, core)
+            observations.append(self._expose(band, frame, flux, depth, depth_scale, seen, generator))
+        return observations
+
+    def _expose(
+        self, band: Band, frame: Frame, flux: Tensor, depth: Depth, scale: float, seen: Tensor, generator
+    ) -> Observation:
+        """Adds sky and source Poisson noise; inverse variance from the noiseless model, never from noisy pixels."""
+        sky = depth.sky_sigma * scale * 10 ** (self.conditions.depth * _normal((len(flux), 1, 1), flux, generator))
+        variance = sky.square() + depth.poisson_variance(flux.clamp(min=0))
+        image = seen * (flux + variance.sqrt() * _normal(flux.shape, flux, generator))
+        return with_aliasing_floor(Observation(band, frame, image, seen / variance))
+
+    def _frame(self, band: Band, depth: Depth, grid: Grid, batch: int, generator) -> tuple[Frame, Tensor, Tensor]:
+        """A frame per scene; P̂ with the dither on the sky's frequencies, (B, H, W//2 + 1); the dither (B, 2)."""
+        like = torch.empty(0, device=generator.device)
+        shear = self.conditions.ellipticity * _normal((batch, 2), like, generator)
+        k = sheared_wavenumber(self.sky, shear)
+        stretch = 10 ** (self.conditions.seeing * _normal((batch, 1, 1), like, generator))
+        wing = self.conditions.wing * torch.rand(batch, 1, 1, device=generator.device, generator=generator)
+        dither = grid.scale * (torch.rand(batch, 2, device=generator.device, generator=generator) - 0.5)
+        if band.name == "VIS":
+            dither = torch.zeros_like(dither)  # its pixels define the scene's
+            optics = vis_transfer(k, VIS_JITTER_FWHM * stretch)
+        else:
+            fwhm = depth.fwhm * stretch
+            optics = (1 - wing) * kolmogorov_transfer(k, fwhm) + wing * kolmogorov_transfer(k, 2.2 * fwhm)
+        pixel = np.prod(np.sinc(frequencies(self.sky) * (grid.scale / self.sky.scale)), axis=-1)
+        transfer = optics * torch.as_tensor(pixel).to(optics)
+        return Frame(grid, self._stamp(grid, transfer), shift=dither), transfer * shift_phase(self.sky, dither), dither
+
+    def _stamp(self, grid: Grid, transfer: Tensor) -> Tensor:
+        """The PSF (B, n, n) on the observed pixels: a point at the centre of the largest odd stamp on the torus."""
+        size = min(grid.shape) - 1 + min(grid.shape) % 2
+        stamp = Grid.centred((size, size), grid.scale)
+        # Centred on the sky's own pixel (0, 0): the point source's spectrum is then one everywhere.
+        y, x = np.add(stamp.origin, self.sky.origin)
+        stamp = Grid(stamp.shape, stamp.matrix, (float(y), float(x)))
+        psf = fourier_sum(self.sky, stamp, transfer.dtype, transfer.device)(transfer.to(transfer.dtype.to_complex()))
+        return psf / psf.sum((-2, -1), keepdim=True)
+
+    def _kept(self, batch: int, generator) -> Tensor:
+        """(B, C), 1 where a scene was observed in a band."""
+        c, device = self.conditions, generator.device
+        vis = torch.tensor([band.name == "VIS" for band in self.bands], device=device)
+        one = torch.rand(batch, len(self.bands), device=device, generator=generator) < c.drop_band
+        chances = torch.tensor([c.drop_ground, c.drop_vis, c.drop_all], device=device)
+        groups = torch.rand(batch, 3, device=device, generator=generator) < chances
+        ground, space, everything = groups.T.unsqueeze(-1)
+        dropped = torch.where(vis, space, one | ground) | everything
+        return (~dropped).float()
+
+    def _core(self, batch: int, generator) -> Tensor:
+        """Half-sides (B, 2) in arcsec of the observed core; infinite for scenes seen whole."""
+        u = torch.rand(batch, 2, device=generator.device, generator=generator)
+        half = torch.tensor(self.scene.shape, device=u.device) * self.scene.scale / 2
+        return torch.where(u[:, :1] < self.conditions.margin, half - self.conditions.margin_width * u[:, 1:], torch.inf)
+
+    @staticmethod
+    def _footprint(grid: Grid, dither: Tensor, core: Tensor) -> Tensor:
+        """(B, h, w), 1 for pixels whose centre is in the core."""
+        inside = []
+        for axis, n in enumerate(grid.shape):
+            sky = grid.origin[axis] + grid.scale * torch.arange(n, device=core.device) + dither[:, axis : axis + 1]
+            inside.append((sky.abs() <= core[:, axis : axis + 1]).float())
+        return inside[0].unsqueeze(2) * inside[1].unsqueeze(1)
+
+
+def _normal(shape, like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, dtype=like.dtype, device=generator.device, generator=generator)
+
+
+def sheared_wavenumber(grid: Grid, shear: Tensor) -> Tensor:
+    """|k| (B, H, W//2 + 1) in cycles/arcsec for a PSF sheared by (g1, g2), (B, 2), its area unchanged."""
+    k = torch.as_tensor(frequencies(grid) @ np.linalg.inv(grid.matrix)).to(shear)
+    ky, kx = k[..., 0], k[..., 1]
+    g1, g2 = shear.view(-1, 2, 1, 1).unbind(1)
+    norm = (1 - g1.square() - g2.square()).rsqrt()
+    return norm * torch.hypot((1 + g1) * kx + g2 * ky, g2 * kx + (1 - g1) * ky)
+
+
+def kolmogorov_transfer(k: Tensor, fwhm: Tensor) -> Tensor:
+    """exp(-3.44 (λ k / r₀)^{5/3}) with FWHM = 0.976 λ/r₀ (Fried 1966; Racine 1996)."""
+    return torch.exp(-3.44 * (k * fwhm / 0.976) ** (5 / 3))
+
+
+def vis_transfer(k: Tensor, jitter_fwhm: Tensor) -> Tensor:
+    """Euclid VIS optics at |k| (cycles/arcsec): diffraction averaged over the band, times a Gaussian jitter."""
+    values, step = _diffraction()
+    position = (k / step).clamp(max=len(values) - 1.001)
+    low = position.long()
+    table = torch.as_tensor(values).to(k)
+    diffraction = torch.lerp(table[low], table[low + 1], position - low)
+    return diffraction * torch.exp(-2 * (torch.pi * SIGMA_PER_FWHM * jitter_fwhm * k).square())
+
+
+@lru_cache(maxsize=1)
+def _diffraction() -> tuple[np.ndarray, float]:
+    """Transfer function of a 1.2 m mirror (Laureijs et al. 2011, arXiv 1110.3193), obscured to a third of its diameter.
+
+    A mean over 550 to 900 nm, tabulated every 0.05 cycles/arcsec up to 12.
+    """
+    import galsim
+
+    step, wavelengths = 0.05, np.linspace(550, 900, 8)
+    optics = [galsim.Airy(lam=lam, diam=1.2, obscuration=1 / 3) for lam in wavelengths]
+    k = 2 * np.pi * step * np.arange(241)
+    return np.array([np.mean([psf.kValue(value, 0).real for psf in optics]) for value in k]), step
