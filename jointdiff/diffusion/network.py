@@ -28,10 +28,8 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, embedding: int):
         super().__init__()
-        self.first, self.second = Convolution(channels, channels), Convolution(channels, channels)
+        self.first, self.second = Convolution(channels, channels), zeroed(Convolution(channels, channels))
         self.modulation = nn.Linear(embedding, 2 * channels)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         gain, offset = rearrange(self.modulation(embedding), "b (two c) -> two b c 1 1", two=2)
@@ -40,9 +38,29 @@ class Block(nn.Module):
         return x + self.second(functional.silu(hidden))
 
 
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all its parameters set to zero: a residual branch, or a network, that starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 def pixel_norm(x: Tensor) -> Tensor:
     """Each pixel divided by its rms over channels."""
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-4)
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution."""
+
+    def __init__(self, channels: int, embedding: int, blocks: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(channels, embedding) for _ in range(blocks))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, embedding)
+        return x
 
 
 class UNet(nn.Module):
@@ -53,36 +71,25 @@ class UNet(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, scalars: int, widths: Sequence[int], blocks: int):
         super().__init__()
-        cells = UNSHUFFLE**2
-        embedding = 4 * widths[0]
+        cells, embedding = UNSHUFFLE**2, 4 * widths[0]
         self.stride = UNSHUFFLE * 2 ** (len(widths) - 1)
         self.embed = nn.Sequential(nn.Linear(scalars, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         self.entry = Convolution(inputs * cells, widths[0])
-        self.down = nn.ModuleList(self._blocks(w, blocks, embedding) for w in widths)
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
-        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(self._blocks(w, blocks, embedding) for w in widths[:-1])
-        self.exit = Convolution(widths[0], outputs * cells)
-        nn.init.zeros_(self.exit.weight)
-        nn.init.zeros_(self.exit.bias)
-
-    @staticmethod
-    def _blocks(width: int, count: int, embedding: int) -> nn.ModuleList:
-        return nn.ModuleList(Block(width, embedding) for _ in range(count))
+        self.down = nn.ModuleList(Stage(width, embedding, blocks) for width in widths)
+        self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(widths))
+        self.up = nn.ModuleList(Stage(width, embedding, blocks) for width in widths[:-1])
+        self.exit = zeroed(Convolution(widths[0], outputs * cells))
 
     def forward(self, features: Tensor, scalars: Tensor) -> Tensor:
         embedding = self.embed(scalars)
         x = self.entry(functional.pixel_unshuffle(features, UNSHUFFLE))
         skips = []
-        for level, blocks in enumerate(self.down):
-            for block in blocks:
-                x = block(x, embedding)
-            if level < len(self.shrink):
-                skips.append(x)
-                x = self.shrink[level](x)
-        for grow, blocks in zip(reversed(self.grow), reversed(self.up), strict=True):
-            x = grow(x) + skips.pop()
-            for block in blocks:
-                x = block(x, embedding)
+        for stage, shrink in zip(self.down, self.shrink, strict=False):
+            skips.append(stage(x, embedding))
+            x = shrink(skips[-1])
+        x = self.down[-1](x, embedding)
+        for grow, stage in zip(reversed(self.grow), reversed(self.up), strict=True):
+            x = stage(grow(x) + skips.pop(), embedding)
         with torch.autocast(x.device.type, enabled=False):  # the output keeps full precision
             return functional.pixel_shuffle(self.exit(functional.silu(x.to(self.exit.weight.dtype))), UNSHUFFLE)

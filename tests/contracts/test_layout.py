@@ -8,7 +8,7 @@ import pytest
 
 # fmt: off
 ORDER = [
-    "errors", "units", "survey", "sed", "scene", "forward", "gaussian", "io", "simulate", "diffusion",
+    "errors", "settings", "units", "survey", "sed", "scene", "forward", "gaussian", "io", "simulate", "diffusion",
     "reconstruct", "measure", "evaluate", "training", "config", "cli", "__main__", "__init__",
 ]
 # fmt: on

@@ -1,0 +1,194 @@
+"""Settings: plain dataclasses with defaults and bounds, that YAML fills and every module may read.
+
+The defaults are the demo's (configs/demo.yaml says the same), so an installed wheel needs no file.
+Only the standard library is imported: ``--help`` must not wait for torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jointdiff.errors import InputError
+
+Geometry = Literal["lsst", "hsc", "mer"]
+
+
+def require(condition: bool, key: str, value: object, expected: str) -> None:
+    """Refuse a value of the right type but out of range; NaN fails every comparison, so it is refused too."""
+    if not condition:
+        raise InputError(f"{key} is {value}, expected {expected}")
+
+
+def positive(section: object, prefix: str, names: str) -> None:
+    for name in names.split():
+        value = getattr(section, name)
+        require(0 < value < float("inf"), prefix + name, value, "more than 0")
+
+
+def fractions(section: object, prefix: str, names: str) -> None:
+    for name in names.split():
+        value = getattr(section, name)
+        require(0 <= value <= 1, prefix + name, value, "a fraction from 0 to 1")
+
+
+@dataclass(frozen=True)
+class LibraryConfig:
+    """The library of noiseless galaxy and star stamps.
+
+    Attributes:
+        count: Number of stamps.
+        shard_size: Stamps per shard; a killed simulation loses at most one shard.
+        workers: Processes that draw; 0 means every core.
+        magnitudes: Brightest and faintest VIS magnitude (AB).
+        star_fraction: Fraction of the stamps that are stars.
+    """
+
+    count: int = 3000
+    shard_size: int = 125
+    workers: int = 0
+    magnitudes: tuple[float, float] = (19.0, 26.5)
+    star_fraction: float = 0.08
+
+    def __post_init__(self) -> None:
+        positive(self, "library.", "count shard_size")
+        require(self.workers >= 0, "library.workers", self.workers, "at least 0")
+        bright, faint = self.magnitudes
+        require(bright < faint, "library.magnitudes", [bright, faint], "the brighter (smaller) magnitude first")
+        fractions(self, "library.", "star_fraction")
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """The scenes composed from the library, and how they are observed.
+
+    Attributes:
+        size: Scene pixels on a side.
+        pixel_scale: Scene pixel in arcsec.
+        target_fwhm: FWHM of the Gaussian target PSF in arcsec.
+        mean_sources: Mean number of sources in a scene that is not empty.
+        empty_fraction: Fraction of scenes that are empty sky.
+        geometries: Ground pixel grids to train on, one per batch.
+        drop_band: Probability that a ground band is missing.
+        drop_ground: Probability that every ground band is missing.
+        drop_vis: Probability that VIS is missing.
+        drop_all: Probability that every observation is missing.
+    """
+
+    size: int = 64
+    pixel_scale: float = 0.1
+    target_fwhm: float = 0.2
+    mean_sources: float = 4.0
+    empty_fraction: float = 0.06
+    geometries: tuple[Geometry, ...] = ("lsst", "hsc", "mer")
+    drop_band: float = 0.1
+    drop_ground: float = 0.03
+    drop_vis: float = 0.03
+    drop_all: float = 0.02
+
+    def __post_init__(self) -> None:
+        positive(self, "scene.", "size pixel_scale target_fwhm mean_sources")
+        fractions(self, "scene.", "empty_fraction drop_band drop_ground drop_vis drop_all")
+        require(bool(self.geometries), "scene.geometries", "empty", "at least one geometry")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network inside the denoiser.
+
+    Attributes:
+        width: Channels at the finest level.
+        depth: Residual blocks per level.
+    """
+
+    width: int = 64
+    depth: int = 2
+
+    def __post_init__(self) -> None:
+        positive(self, "network.", "width depth")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The training loop.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Scenes per step and process.
+        learning_rate: Peak learning rate.
+        warmup_steps: Steps of linear warm-up, before the decay.
+        weight_decay: Decoupled weight decay.
+        ema_halflife: Half-life of the weights' moving average in steps.
+        gradient_clip: Largest norm of the gradient.
+        checkpoint_every: Steps between resume states.
+        validate_every: Steps between validations.
+        validation_scenes: Scenes in a validation.
+        mixed_precision: auto takes bf16 where the device has it.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    ema_halflife: float = 50.0
+    gradient_clip: float = 1.0
+    checkpoint_every: int = 200
+    validate_every: int = 500
+    validation_scenes: int = 64
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        positive(self, "training.", "steps batch_size learning_rate ema_halflife gradient_clip")
+        positive(self, "training.", "checkpoint_every validate_every validation_scenes")
+        require(self.warmup_steps >= 0, "training.warmup_steps", self.warmup_steps, "at least 0")
+        require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Posterior sampling in validation and evaluation.
+
+    Attributes:
+        samples: Samples per scene.
+        evaluations: Evaluations of the network per sample.
+    """
+
+    samples: int = 32
+    evaluations: int = 8
+
+    def __post_init__(self) -> None:
+        positive(self, "sampling.", "samples evaluations")
+
+
+def _demo_filters() -> dict[str, str]:
+    return {"VIS": "VIS"} | {band: f"hsc-{band}" for band in "grizy"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, from the galaxy library to the scoreboard.
+
+    Attributes:
+        run: Folder of the run.
+        seed: Seed of everything random.
+        bands: Scene bands, in the order of the scene's channels.
+        filters: Filter curve of each scene band.
+        resume: Continue from the run's last checkpoint.
+    """
+
+    run: str = "runs/demo"
+    seed: int = 0
+    bands: tuple[str, ...] = ("VIS", "g", "r", "i", "z", "y")
+    filters: dict[str, str] = field(default_factory=_demo_filters)
+    library: LibraryConfig = field(default_factory=LibraryConfig)
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(bool(self.bands), "bands", "empty", "at least one band")
+        for band in self.bands:
+            require(self.bands.count(band) == 1, "bands", list(self.bands), f"band {band} once")
+            require(band in self.filters, f"filters.{band}", "missing", "a filter for every band")

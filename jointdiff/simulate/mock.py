@@ -1,0 +1,64 @@
+"""Mock observations of scenes whose truth is known: the library, composed and observed, by number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from jointdiff.scene import Grid, Observation
+from jointdiff.simulate.compose import Crowding, compose, scene_of, sky_grid
+from jointdiff.simulate.library import Library
+from jointdiff.simulate.observe import GEOMETRIES, Conditions, Telescope
+
+
+@dataclass(frozen=True)
+class Mock:
+    """A batch: true scenes (B, C, H, W) in nJy per pixel, and their observations."""
+
+    truth: Tensor
+    observations: list[Observation]
+
+
+class Simulator:
+    """Draws mocks on the scene's torus, each a function of its key alone.
+
+    library: on the device that draws. geometries: names of GEOMETRIES; one serves a whole batch.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        grid: Grid,
+        target_fwhm: float,
+        crowding: Crowding,
+        conditions: Conditions,
+        geometries: Sequence[str],
+    ):
+        self.library, self.grid, self.target_fwhm = library, grid, target_fwhm
+        self.crowding, self.geometries = crowding, tuple(geometries)
+        self.device = next(iter(library.stamps.values())).device
+        self._sky = sky_grid(grid, library.pixel_scale)
+        self._telescope = Telescope(grid, self._sky, library.psf_fwhm, library.bands, conditions)
+
+    def skies(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Composed skies (B, C, ·, ·) on the fine grid. generator: on the CPU."""
+        return compose(self.library, self._sky, self.crowding, batch, generator)
+
+    def scenes(self, skies: Tensor) -> Tensor:
+        """The true scenes (B, C, H, W) of skies."""
+        return scene_of(skies, self._sky, self.library.psf_fwhm, self.grid, self.target_fwhm)
+
+    def draw(self, batch: int, seed: int) -> Mock:
+        """A batch of mocks: the same for the same seed, on one kind of device."""
+        composer = torch.Generator().manual_seed(seed)
+        geometry = self.geometries[int(torch.randint(len(self.geometries), (), generator=composer))]
+        skies = self.skies(batch, composer)
+        observer = torch.Generator(self.device).manual_seed(seed)
+        observations = self._telescope.observe(skies, GEOMETRIES[geometry], observer)
+        return Mock(self.scenes(skies), observations)
+
+
+def complete(conditions: Conditions) -> Conditions:
+    """The same conditions with every band observed, over the whole scene."""
+    return replace(conditions, margin=0.0, drop_band=0.0, drop_ground=0.0, drop_vis=0.0, drop_all=0.0)
