@@ -217,13 +217,18 @@ class GaussianPosterior:
         self.precision = self.prior_precision + self.data_precision
         self.lower = torch.linalg.cholesky(self.precision)
 
-        def operator(x: Tensor) -> Tensor:
-            data = model.adjoint([ivar * image for ivar, image in zip(ivars, model(x), strict=True)])
-            return data + field(apply(self.prior_precision, spectrum(x)), self.grid)
-
         start = field(solve(self.lower, vector), self.grid)
-        self.mean = conjugate_gradient(operator, self._covariance, self.weighted_data, start, tolerance, max_steps)
+        self._tolerance, self._max_steps = tolerance, max_steps
+        self.mean = self._solve(self.weighted_data, start)
         self._precision_mean = apply(self.precision, spectrum(self.mean))  # P̄ μ₀
+
+    def _operator(self, x: Tensor) -> Tensor:
+        """The exact precision, Aᵀ N⁻¹ A x + Γ⁻¹ x / a²."""
+        images = [ivar * image for ivar, image in zip(self._ivars, self._model(x), strict=True)]
+        return self._model.adjoint(images) + field(apply(self.prior_precision, spectrum(x)), self.grid)
+
+    def _solve(self, rhs: Tensor, start: Tensor) -> Tensor:
+        return conjugate_gradient(self._operator, self._covariance, rhs, start, self._tolerance, self._max_steps)
 
     def _covariance(self, x: Tensor) -> Tensor:
         return field(solve(self.lower, spectrum(x)), self.grid)
@@ -243,6 +248,22 @@ class GaussianPosterior:
     def sample(self, noise: Tensor) -> Tensor:
         """Posterior samples from white noise (B, C, H, W)."""
         return self.mean + self.marginal().colour(noise)
+
+    def perturbed(self, scene: Tensor, data: Sequence[Tensor]) -> Tensor:
+        """Exact posterior samples (S, C, H, W), for one scene (B = 1), whatever the masks and weights.
+
+        From white noise in the scene (S, C, H, W) and in each image (S, h, w): with ξ of covariance P, the solution of
+        P x = Aᵀ N⁻¹ y + ξ is a sample (Papandreou & Yuille 2010, NIPS 23).
+        """
+        weighted = [ivar.sqrt() * white for ivar, white in zip(self._ivars, data, strict=True)]
+        prior = field(apply(torch.linalg.cholesky(self.prior_precision), spectrum(scene)), self.grid)
+        xi = self._model.adjoint(weighted) + prior
+        return self._solve(self.weighted_data + xi, self.mean + self._covariance(xi))
+
+    def error(self, mean: Tensor) -> Tensor:
+        """How far (B,) an image is from the exact mean, rms in posterior standard deviations of the stationary S."""
+        residual = self.weighted_data - self._operator(mean)
+        return (residual * self._covariance(residual)).mean((1, 2, 3)).clamp(min=0).sqrt()
 
     @cached_property
     def coverage(self) -> Tensor:

@@ -1,0 +1,72 @@
+"""jointdiff.reconstruct: the one call of the public API."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.errors import InputError
+from jointdiff.reconstruct.base import Reconstructor
+from jointdiff.reconstruct.diffusion import Diffusion
+from jointdiff.reconstruct.field import pad_field, reconstruct_field
+from jointdiff.reconstruct.wiener import Wiener
+from jointdiff.scene import Band, Grid, Observation, Scene
+
+METHODS = ("diffusion", "wiener")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Samples (S, C, H, W) and posterior mean (C, H, W) of a sharp sky, nJy per pixel; target_fwhm in arcsec."""
+
+    samples: Tensor
+    mean: Tensor
+    bands: tuple[Band, ...]
+    grid: Grid
+    target_fwhm: float
+
+    @property
+    def std(self) -> Tensor:
+        """Posterior standard deviation (C, H, W), nJy per pixel."""
+        return self.samples.std(0)
+
+    @property
+    def scenes(self) -> Scene:
+        """The samples as a Scene."""
+        return Scene(self.samples, self.bands, self.grid, self.target_fwhm)
+
+
+def build_reconstructor(method: str, denoiser: Denoiser, evaluations: int = 8) -> Reconstructor:
+    """The method of that name, one of METHODS. Raises InputError for another."""
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
+    return Wiener(denoiser) if method == "wiener" else Diffusion(denoiser, evaluations)
+
+
+def reconstruct(
+    observations: Sequence[Observation],
+    denoiser: Denoiser,
+    num_samples: int = 32,
+    seed: int = 0,
+    method: str = "diffusion",
+    grid: Grid | None = None,
+    name: str = "scene",
+    evaluations: int = 8,
+) -> Reconstruction:
+    """Sample the sharp sky of one field from its observations (B = 1).
+
+    grid: pixels to reconstruct, by default those of VIS. seed, name: of the random numbers. evaluations: of the network
+    per sample, at least 3. Raises InputError for observations that do not suit the denoiser.
+    """
+    if num_samples < 1 or evaluations < 3:
+        raise InputError(f"num_samples is {num_samples} and evaluations {evaluations}: expected at least 1 and 3")
+    if grid is None:
+        grids = [o.frame.grid for o in observations if o.band.name == "VIS"]
+        if len(grids) != 1:
+            raise InputError(f"{len(grids)} observations of VIS: give the grid to reconstruct")
+        grid = grids[0]
+    reconstructor = build_reconstructor(method, denoiser, evaluations)
+    field = pad_field(observations, grid, denoiser)
+    draws = reconstruct_field(reconstructor, field, name, num_samples, seed)
+    return Reconstruction(field.crop(draws.samples), field.crop(draws.mean), denoiser.bands, grid, denoiser.target_fwhm)

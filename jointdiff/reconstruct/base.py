@@ -1,0 +1,101 @@
+"""Reconstructor: observations in, samples of the sharp sky out. Every method, classical or diffusion, is one.
+
+A Reconstructor works on a periodic grid, as simulated scenes are; field.py brings real fields to one.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.scene import Frame, Grid, Observation
+
+CHUNK = 16
+"""Samples drawn at a time, which bounds memory."""
+
+
+@dataclass(frozen=True)
+class NoiseStream:
+    """The random numbers of one scene: each of its samples has its own, whatever is drawn beside it.
+
+    A CPU generator a sample, keyed on (seed, scene name, sample number): batch size, order, rank and device
+    change nothing.
+    """
+
+    seed: int
+    name: str
+
+    def normal(self, numbers: range, shapes: Sequence[Sequence[int]], like: Tensor) -> tuple[Tensor, ...]:
+        """White noise of the samples ``numbers``: a tensor (len(numbers), *shape) for each shape, as ``like``."""
+        draws = []
+        for number in numbers:
+            key = hashlib.sha256(f"{self.seed}/{number}/{self.name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+            draws.append([torch.randn(*shape, generator=generator) for shape in shapes])
+        return tuple(torch.stack(parts).to(like) for parts in zip(*draws, strict=True))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a method says about one sky: samples (S, C, H, W) and posterior mean (C, H, W), nJy per pixel."""
+
+    samples: Tensor
+    mean: Tensor
+
+
+class Reconstructor(ABC):
+    """A method: posterior samples of a sky given its observations.
+
+    denoiser: holds what all methods share: the bands, the pixel scale, the target PSF and Γ.
+    method, mode, evaluations: for the provenance; None where a method has no such thing.
+    """
+
+    method: str
+    mode: str | None = None
+    evaluations: int | None = None
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+
+    @abstractmethod
+    def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
+        """``count`` samples of one sky (B = 1) that is periodic on the grid."""
+
+
+def sample_batch(
+    reconstructor: Reconstructor,
+    observations: Sequence[Observation],
+    grid: Grid,
+    names: Sequence[str],
+    count: int,
+    seed: int,
+) -> Draws:
+    """Samples (B, S, C, H, W) and means (B, C, H, W) of a batch of B named skies, each periodic on the grid."""
+    draws = [
+        reconstructor.sample(scene, grid, count, NoiseStream(seed, name))
+        for scene, name in zip(single_scenes(observations), names, strict=True)
+    ]
+    return Draws(torch.stack([d.samples for d in draws]), torch.stack([d.mean for d in draws]))
+
+
+def single_scenes(observations: Sequence[Observation]) -> Iterator[list[Observation]]:
+    """The scenes of a batch one by one, each with B = 1."""
+    for scene in range(len(observations[0].image)):
+        yield [_single(observation, slice(scene, scene + 1)) for observation in observations]
+
+
+def _single(observation: Observation, scene: slice) -> Observation:
+    frame = observation.frame
+    shift = None if frame.shift is None else frame.shift[scene]
+    single: Frame = replace(frame, psf=frame.psf[scene], shift=shift)
+    return replace(observation, frame=single, image=observation.image[scene], ivar=observation.ivar[scene])
+
+
+def chunks(count: int) -> Iterator[range]:
+    """Sample numbers 0 … count − 1 in runs of at most CHUNK."""
+    for start in range(0, count, CHUNK):
+        yield range(start, min(start + CHUNK, count))

@@ -1,0 +1,106 @@
+"""Checkpoints: a folder with model.safetensors (weights and Γ) and config.json (all else). Nothing is a pickle."""
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.errors import InputError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+_MAX_CONFIG = 1_000_000
+"""Largest config.json that is read, bytes."""
+
+
+def save_denoiser(denoiser: Denoiser, folder: str | Path) -> None:
+    """Write a checkpoint folder, whole or not at all; one that is there is replaced."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{tag}") for tag in ("new", "old"))
+    try:
+        denoiser.save_pretrained(new)
+        (new / "README.md").unlink(missing_ok=True)  # the hub's template, of no use here
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_denoiser(folder: str | Path) -> Denoiser:
+    """The denoiser of a checkpoint folder, on the CPU.
+
+    Raises InputError for a file that is missing, truncated, of another network, or whose weights are not finite.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise InputError(f"checkpoint: no such folder ({path})")
+    denoiser = _from_config(path / CONFIG)
+    file = path / WEIGHTS
+    if not file.is_file():
+        raise InputError(f"checkpoint: no {WEIGHTS} ({path})")
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint: {_first_line(error)}; {file.stat().st_size} bytes found ({file})") from error
+    expected = denoiser.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        wanted, found = (tuple(d[name].shape) if name in d else "none" for d in (expected, weights))
+        if wanted != found:
+            raise InputError(f"checkpoint: {name} is {found}, {CONFIG} says {wanted} ({file})")
+        if not torch.isfinite(weights[name]).all():
+            raise InputError(f"checkpoint: {name} is not finite ({file})")
+    denoiser.load_state_dict(weights)
+    return denoiser.eval()
+
+
+def fingerprint(folder: str | Path) -> str:
+    """sha256 of the checkpoint's weights."""
+    with open(Path(folder) / WEIGHTS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_folder(given: str | None) -> Path:
+    """The folder given, or the weights packaged with jointdiff. Raises InputError where there are none."""
+    if given is not None:
+        return Path(given)
+    packaged = Path(str(files("jointdiff") / "weights"))
+    if not (packaged / WEIGHTS).is_file():
+        raise InputError(
+            "checkpoint: no weights come with this jointdiff; give --checkpoint FOLDER (make demo: runs/demo/model)"
+        )
+    return packaged
+
+
+def _from_config(file: Path) -> Denoiser:
+    """An untrained denoiser as config.json describes it."""
+    try:
+        if file.stat().st_size > _MAX_CONFIG:
+            raise InputError(f"checkpoint: {file.stat().st_size} bytes, at most {_MAX_CONFIG} are read ({file})")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"checkpoint: {_first_line(error)} ({file})") from error
+    keys = [name for name in inspect.signature(Denoiser).parameters]
+    if not isinstance(content, dict) or not set(keys) <= content.keys():
+        missing = set(keys) - set(content) if isinstance(content, dict) else keys
+        raise InputError(f"checkpoint: missing {', '.join(sorted(missing))} ({file})")
+    try:
+        return Denoiser(**{key: content[key] for key in keys})
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise InputError(f"checkpoint: not a denoiser: {_first_line(error)} ({file})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

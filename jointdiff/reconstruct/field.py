@@ -1,0 +1,158 @@
+"""From a real field, which ends somewhere, to a periodic grid and back.
+
+The scene grid is the scored core plus a margin of MARGIN FWHM of the widest PSF on each side, in which sources beyond
+the core may shine into it. Only pixels whose centre lies in the core count (DESIGN section 4).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.errors import InputError
+from jointdiff.forward import with_aliasing_floor
+from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
+from jointdiff.scene import Frame, Grid, Observation
+
+MARGIN = 2.0
+"""Width of the margin on each side, in FWHM of the widest PSF."""
+
+SCALE_TOLERANCE = 0.01
+"""Largest fractional difference of a field's pixel scale from the one that a denoiser was trained on."""
+
+MAX_BYTES = 4_000_000_000
+"""Largest predicted memory of one reconstruction."""
+
+_BYTES_PER_VALUE = 32
+"""Bytes held per sample, band and pixel at the peak: float32 samples, and float64 copies while they are measured."""
+
+
+@dataclass(frozen=True)
+class PaddedField:
+    """What was seen of a core, on the periodic grid around it.
+
+    observations: of the core alone, in the order of the denoiser's bands. corner: (y, x) of core pixel (0, 0) in grid.
+    """
+
+    observations: tuple[Observation, ...]
+    grid: Grid
+    core: Grid
+    corner: tuple[int, int]
+
+    def crop(self, images: Tensor) -> Tensor:
+        """(…, H, W) on the grid to the core."""
+        (y, x), (h, w) = self.corner, self.core.shape
+        return images[..., y : y + h, x : x + w]
+
+    @property
+    def weight(self) -> np.ndarray:
+        """(H, W), 1 in the core and 0 in the margin."""
+        weight = np.zeros(self.grid.shape)
+        (y, x), (h, w) = self.corner, self.core.shape
+        weight[y : y + h, x : x + w] = 1
+        return weight
+
+
+def reconstruct_field(reconstructor: Reconstructor, field: PaddedField, name: str, count: int, seed: int) -> Draws:
+    """Samples and mean of a field on its padded grid. Raises InputError where they would not fit in memory."""
+    (height, width), bands = field.grid.shape, len(reconstructor.denoiser.bands)
+    values = count * bands * height * width
+    if values * _BYTES_PER_VALUE > MAX_BYTES:
+        raise InputError(
+            f"{name}: {count} samples of {bands} bands on {height} × {width} pixels need "
+            f"{values * _BYTES_PER_VALUE / 1e9:.1f} GB, at most {MAX_BYTES / 1e9:.0f} are allowed: "
+            "take fewer samples, or a smaller field"
+        )
+    return reconstructor.sample(field.observations, field.grid, count, NoiseStream(seed, name))
+
+
+def pad_field(
+    observations: Sequence[Observation], core: Grid, denoiser: Denoiser, sources: Mapping[str, str] | None = None
+) -> PaddedField:
+    """Check the observations (B = 1) of a core, cut what lies outside and lay a margin around it.
+
+    sources: file of each band's image, for messages. VIS gets its aliasing floor here, and nowhere else.
+    Raises InputError for a band or a pixel scale that the denoiser was not trained on, and for unphysical pixels.
+    """
+    names = [band.name for band in denoiser.bands]
+    weights = next(denoiser.parameters())
+    kept = []
+    for observation in observations:
+        label = observation.band.name
+        place = f" ({sources[label]})" if sources and label in sources else ""
+        if label not in names:
+            raise InputError(f"{label}: the checkpoint is of another band set, {', '.join(names)}{place}")
+        _check_pixels(observation, label, place)
+        cut = _cut(observation, core)
+        if cut is not None:
+            kept.append(with_aliasing_floor(cut).to(weights.device, weights.dtype))
+    if not kept:
+        raise InputError(f"no observed pixel lies in the field of {core.shape[0]} × {core.shape[1]} pixels")
+    _check_scale(core, denoiser)
+    kept.sort(key=lambda o: (names.index(o.band.name), o.band.filter))
+    margin = MARGIN * max(psf_fwhm(o.frame) for o in kept) / core.scale
+    grid, corner = _with_margin(core, margin, denoiser.network.stride)
+    return PaddedField(tuple(kept), grid, core, corner)
+
+
+def psf_fwhm(frame: Frame) -> float:
+    """FWHM (arcsec) of the Gaussian with the stamp's noise-equivalent area 1/Σp² (King 1983, PASP 95, 163); the widest.
+
+    Unlike a crossing of half the maximum it needs no interpolation of undersampled stamps.
+    """
+    area = 1 / frame.psf.square().sum((-2, -1)).min()  # 4πσ² for a Gaussian
+    return math.sqrt(2 * math.log(2) / math.pi * float(area)) * frame.psf_scale * frame.grid.scale
+
+
+def _with_margin(core: Grid, margin: float, stride: int) -> tuple[Grid, tuple[int, int]]:
+    """The core in the middle of a grid whose sides are multiples of the network's stride and quick to transform."""
+    pads = []
+    for side in core.shape:
+        extra = stride * next_fast_len(math.ceil((side + 2 * margin) / stride)) - side
+        pads.append((extra // 2, extra - extra // 2))
+    rows, columns = pads
+    return core.padded(rows, columns), (rows[0], columns[0])
+
+
+def _check_scale(core: Grid, denoiser: Denoiser) -> None:
+    sides = np.linalg.svd(np.asarray(core.matrix), compute_uv=False)
+    if np.abs(sides / denoiser.pixel_scale - 1).max() > SCALE_TOLERANCE:
+        raise InputError(
+            f"reference pixels of {sides[1]:.4g} × {sides[0]:.4g} arcsec, but the checkpoint's scenes have "
+            f"{denoiser.pixel_scale:g}: resample the reference, or train at its scale"
+        )
+
+
+def _check_pixels(observation: Observation, label: str, place: str) -> None:
+    """Nothing but finite fluxes where the inverse variance is positive."""
+    if len(observation.image) != 1:
+        raise InputError(f"{label}: a batch of {len(observation.image)} images, expected one field{place}")
+    ivar, image = observation.ivar, observation.image
+    bad = int((~torch.isfinite(ivar) | (ivar < 0) | ((ivar > 0) & ~torch.isfinite(image))).sum())
+    if bad:
+        raise InputError(f"{label}: {bad} pixels have no finite flux or no valid inverse variance{place}")
+
+
+def _cut(observation: Observation, core: Grid) -> Observation | None:
+    """The part of an observation whose pixel centres lie in the core, others at zero weight; None where none does."""
+    frame = observation.frame
+    pixels = np.stack(np.meshgrid(*map(np.arange, frame.grid.shape), indexing="ij"), -1)
+    shift = np.zeros(2) if frame.shift is None else frame.shift[0].double().cpu().numpy()
+    at = core.locate(pixels @ np.asarray(frame.grid.matrix).T + frame.grid.origin + shift)
+    inside = np.logical_and(at >= -0.5, at < np.asarray(core.shape) - 0.5).all(-1)
+    if not inside.any():
+        return None
+    rows, columns = np.nonzero(inside)
+    (top, bottom), (left, right) = ((int(n.min()), int(n.max()) + 1) for n in (rows, columns))
+    height, width = frame.grid.shape
+    grid = frame.grid.padded((-top, bottom - height), (-left, right - width))
+    window = (..., slice(top, bottom), slice(left, right))
+    used = torch.as_tensor(inside, device=observation.ivar.device)[window]
+    ivar = torch.where(used, observation.ivar[window], 0.0)
+    image = torch.where(ivar > 0, observation.image[window], 0.0)  # a masked NaN would survive a zero weight
+    return replace(observation, frame=replace(frame, grid=grid), image=image, ivar=ivar)

@@ -1,0 +1,35 @@
+"""The joint Wiener filter: the posterior of a Gaussian process, masks and uneven noise included."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from jointdiff.gaussian import GaussianPosterior
+from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, chunks
+from jointdiff.scene import Grid, Observation
+
+CONVERGED = 0.1
+"""Error of the mean, in posterior standard deviations, that is accepted without a warning."""
+
+
+class Wiener(Reconstructor):
+    """Mean by conjugate gradients (Wiener 1949); samples by perturbation, exact for any weights."""
+
+    method = "wiener"
+
+    @torch.no_grad()
+    def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
+        posterior = GaussianPosterior(
+            self.denoiser.forward_model(observations, grid), observations, self.denoiser.prior.on(grid)
+        )
+        error = float(posterior.error(posterior.mean))
+        if error > CONVERGED:
+            warnings.warn(f"{stream.name}: its Wiener mean is off by {error:.2f} standard deviations", stacklevel=2)
+        mean = posterior.mean[0]
+        shapes = [mean.shape, *(o.image.shape[1:] for o in observations)]
+        samples = []
+        for numbers in chunks(count):
+            scene, *data = stream.normal(numbers, shapes, mean)
+            samples.append(posterior.perturbed(scene, data))
+        return Draws(torch.cat(samples), mean)
