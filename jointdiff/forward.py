@@ -7,6 +7,7 @@ shift, rotation and flip; aligned grids use two small DFT matrices, others a dir
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from functools import lru_cache
 
@@ -160,7 +161,7 @@ class ForwardModel:
     """
 
     def __init__(self, grid: Grid, bands: Sequence[Band], target_fwhm: float, observations: Sequence[Observation]):
-        self.grid, self.bands = grid, tuple(bands)
+        self.grid, self.bands, self.target_fwhm = grid, tuple(bands), target_fwhm
         self.observed_bands = tuple(o.band for o in observations)
         frames = [o.frame for o in observations]
         like = frames[0].psf
@@ -186,6 +187,14 @@ class ForwardModel:
             back = back * c.view(-1, 1, 1)
             spectrum = back if spectrum is None else spectrum + back
         return torch.fft.irfft2(spectrum, s=self.grid.shape)
+
+    def passing(self, least: float) -> "ForwardModel":
+        """This model without the frequencies that a PSF passes by less than ``least`` of what it passes at k = 0."""
+        target = torch.as_tensor(gaussian_transfer(self.grid, self.target_fwhm)).to(self.responses)
+        powers = [(transfer * target).abs() for transfer in self.transfers]
+        part = copy(self)
+        part.transfers = [t * (p >= least * p[:, :1, :1]) for t, p in zip(self.transfers, powers, strict=True)]
+        return part
 
     def precision(self, ivars: Sequence[Tensor]) -> Tensor:
         """Stationary approximation of Aᵀ N⁻¹ A per frequency, (B, H, W//2 + 1, C, C) real.

@@ -21,6 +21,9 @@ from torch import Tensor
 from jointdiff.forward import ForwardModel, half_plane_weights, wavenumber
 from jointdiff.scene import Grid, Observation
 
+EVIDENCE_MIN_TRANSFER = 0.1
+"""Of an observation, only frequencies that its PSF passes better than this vote on the amplitude."""
+
 REGULARISATION = 1e-4
 """Γ += REGULARISATION tr(Γ)/C I, so that no combination of bands is taken as known a priori."""
 
@@ -113,16 +116,20 @@ def _rings(k: Tensor, bins: int) -> list[Tensor]:
 
 
 def evidence_amplitude(
-    precision: Tensor, vector: Tensor, gamma: Tensor, grid: Grid, points: int = 10, decades: float = 4.0
+    model: ForwardModel, observations: Sequence[Observation], gamma: Tensor, points: int = 10, decades: float = 4.0
 ) -> Tensor:
     """The amplitude (B,) that maximises the Gaussian evidence: a log grid, then two parabolas (MacKay 1992).
 
-    precision: data precision (B, H, W//2 + 1, C, C); vector: Aᵀ N⁻¹ y as a spectrum; gamma: (H, W//2 + 1, C, C).
-    The grid starts at the floor, 0.2 times the noise per scene pixel of the most sensitive observation.
+    gamma: Γ (H, W//2 + 1, C, C). The grid starts at the floor, 0.2 times the noise per scene pixel of the most sensitive
+    observation. What an instrument hardly passes does not vote: the edge of the data, or an error of the PSF, has more
+    power there than any sky can have.
     """
+    model = model.passing(EVIDENCE_MIN_TRANSFER)
+    vector = spectrum(model.adjoint([even_weights(o.ivar) * o.image for o in observations]))
+    precision = model.precision([o.ivar for o in observations])
     floor = 0.2 / precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=1e-12).sqrt()
-    vote = torch.as_tensor(wavenumber(grid) <= EVIDENCE_MAX_WAVENUMBER, device=gamma.device)
-    weights = torch.as_tensor(half_plane_weights(grid)).to(gamma).expand(gamma.shape[:2])[vote]
+    vote = torch.as_tensor(wavenumber(model.grid) <= EVIDENCE_MAX_WAVENUMBER, device=gamma.device)
+    weights = torch.as_tensor(half_plane_weights(model.grid)).to(gamma).expand(gamma.shape[:2])[vote]
     precision, vector, gamma = precision[:, vote], vector[:, vote], gamma[vote]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gamma))
     log_amplitudes = torch.linspace(0, decades * math.log(10), points).to(gamma)
@@ -187,6 +194,17 @@ class Conditional:
         return field(apply(self.lower.mT, spectrum(residual)), self._grid)
 
 
+def even_weights(ivar: Tensor) -> Tensor:
+    """The mean inverse variance of the seen pixels (B, h, w), where there are any; zero elsewhere.
+
+    With these weights data and stationary precision agree. Under its own, a bright source, whose Poisson noise gives it
+    little weight, would look as faint to the evidence and to the starting point of the mean.
+    """
+    seen = (ivar > 0).to(ivar)
+    mean = ivar.sum((-2, -1), keepdim=True) / seen.sum((-2, -1), keepdim=True).clamp(min=1)
+    return mean * seen
+
+
 class GaussianPosterior:
     """p(scene | observations) for a Gaussian prior, and p(scene | x_t, observations) at any noise level.
 
@@ -208,16 +226,16 @@ class GaussianPosterior:
         self.weighted_data = model.adjoint([o.ivar * o.image for o in observations])  # Aᵀ N⁻¹ y
         self.data_precision = model.precision(ivars)
         self._model, self._ivars = model, ivars
-        vector = spectrum(self.weighted_data)
+        even_data = model.adjoint([even_weights(o.ivar) * o.image for o in observations])
         if amplitude is None:
-            amplitude = evidence_amplitude(self.data_precision, vector, gamma, self.grid)
+            amplitude = evidence_amplitude(model, observations, gamma)
         self.amplitude = amplitude
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gamma))
         self.prior_precision = inverse / amplitude.square().view(-1, 1, 1, 1, 1)
         self.precision = self.prior_precision + self.data_precision
         self.lower = torch.linalg.cholesky(self.precision)
 
-        start = field(solve(self.lower, vector), self.grid)
+        start = field(solve(self.lower, spectrum(even_data)), self.grid)
         self._tolerance, self._max_steps = tolerance, max_steps
         self.mean = self._solve(self.weighted_data, start)
         self._precision_mean = apply(self.precision, spectrum(self.mean))  # P̄ μ₀
@@ -265,11 +283,15 @@ class GaussianPosterior:
         residual = self.weighted_data - self._operator(mean)
         return (residual * self._covariance(residual)).mean((1, 2, 3)).clamp(min=0).sqrt()
 
+    def _hits(self, weights: Sequence[Tensor]) -> Tensor:
+        """Aᵀ W A 1 (B, C, H, W)."""
+        seen = self._model(torch.ones_like(self.weighted_data))
+        return self._model.adjoint([w * image for w, image in zip(weights, seen, strict=True)])
+
     @cached_property
     def coverage(self) -> Tensor:
         """Aᵀ N⁻¹ A 1 (B, C, H, W) over its stationary value: 1 where data are as deep as on average, 0 where none are."""
-        ones = torch.ones_like(self.weighted_data)
-        hits = self._model.adjoint([i * image for i, image in zip(self._ivars, self._model(ones), strict=True)])
+        hits = self._hits(self._ivars)
         average = self.data_precision[:, 0, 0].sum(-1).view(*hits.shape[:2], 1, 1)
         return hits / average.clamp(min=1e-12)
 
