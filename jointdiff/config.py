@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from jointdiff.settings import Config, positive, require
+from jointdiff.settings import Config, require
+
 
 @dataclass(frozen=True)
 class ReconstructConfig:
@@ -38,7 +39,9 @@ class ReconstructConfig:
         require(all(isinstance(path, str) for path in self.scene), "scene", list(self.scene), "file names")
         require(bool(self.output), "output", "missing", "--output FOLDER")
         require(self.seed >= 0, "seed", self.seed, "at least 0")
-        positive(self, "", "num_samples evaluations")
+        require(self.num_samples >= 2, "num_samples", self.num_samples, "at least 2, whose scatter is the error")
+        require(self.evaluations >= 3, "evaluations", self.evaluations, "at least 3")
+        require(self.mode == "amortized", "mode", self.mode, "amortized, the only mode so far")
 
 
 def save_config(config: Config | ReconstructConfig, path: str | Path) -> None:
@@ -63,7 +66,36 @@ def train(config: Config) -> None:
 
 def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
-    raise NotImplementedError("reconstruct")
+    from importlib.metadata import version
+
+    import torch
+
+    from jointdiff.evaluate.field import FieldJob
+    from jointdiff.io.products import merge_catalogs, write_catalog
+    from jointdiff.io.scene_files import read_fields
+    from jointdiff.reconstruct.api import build_reconstructor
+    from jointdiff.reconstruct.checkpoint import checkpoint_folder, fingerprint, load_denoiser
+
+    output = Path(config.output)
+    require(output.is_dir() or not output.exists(), "output", output, "a folder")
+    folder = checkpoint_folder(config.checkpoint)
+    denoiser = load_denoiser(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    reconstructor = build_reconstructor(config.method, denoiser, config.evaluations)
+    provenance = {
+        "version": version("jointdiff"),
+        "checkpoint": fingerprint(folder),
+        "seed": config.seed,
+        "method": reconstructor.method,
+        "mode": reconstructor.mode,
+        "evaluations": reconstructor.evaluations,
+    }
+    # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
+    jobs = [FieldJob(field, reconstructor, config.num_samples) for field in read_fields(config.scene)]
+    catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs]
+    merged = merge_catalogs(catalogs)
+    write_catalog(output / "catalog.fits", merged, provenance)
+    save_config(config, output / "reconstruct.yaml")
+    print(f"{len(merged)} sources of {len(jobs)} field{'s' * (len(jobs) > 1)}: {output / 'catalog.fits'}")
 
 
 def evaluate(config: Config) -> None:

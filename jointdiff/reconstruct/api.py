@@ -7,9 +7,9 @@ from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
-from jointdiff.reconstruct.base import Reconstructor
+from jointdiff.reconstruct.base import NoiseStream, Reconstructor
 from jointdiff.reconstruct.diffusion import Diffusion
-from jointdiff.reconstruct.field import pad_field, reconstruct_field
+from jointdiff.reconstruct.field import check_size, pad_field
 from jointdiff.reconstruct.wiener import Wiener
 from jointdiff.scene import Band, Grid, Observation, Scene
 
@@ -68,5 +68,6 @@ def reconstruct(
         grid = grids[0]
     reconstructor = build_reconstructor(method, denoiser, evaluations)
     field = pad_field(observations, grid, denoiser)
-    draws = reconstruct_field(reconstructor, field, name, num_samples, seed)
+    check_size(field, num_samples, len(denoiser.bands), name)
+    draws = reconstructor.sample(field.observations, field.grid, num_samples, NoiseStream(seed, name))
     return Reconstruction(field.crop(draws.samples), field.crop(draws.mean), denoiser.bands, grid, denoiser.target_fwhm)

@@ -16,7 +16,6 @@ from torch import Tensor
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
 from jointdiff.forward import with_aliasing_floor
-from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.scene import Frame, Grid, Observation
 
 MARGIN = 2.0
@@ -58,17 +57,15 @@ class PaddedField:
         return weight
 
 
-def reconstruct_field(reconstructor: Reconstructor, field: PaddedField, name: str, count: int, seed: int) -> Draws:
-    """Samples and mean of a field on its padded grid. Raises InputError where they would not fit in memory."""
-    (height, width), bands = field.grid.shape, len(reconstructor.denoiser.bands)
-    values = count * bands * height * width
-    if values * _BYTES_PER_VALUE > MAX_BYTES:
+def check_size(field: PaddedField, count: int, bands: int, label: str) -> None:
+    """Raises InputError where ``count`` samples would not fit in memory, before anything is allocated."""
+    height, width = field.grid.shape
+    needed = count * bands * height * width * _BYTES_PER_VALUE
+    if needed > MAX_BYTES:
         raise InputError(
-            f"{name}: {count} samples of {bands} bands on {height} × {width} pixels need "
-            f"{values * _BYTES_PER_VALUE / 1e9:.1f} GB, at most {MAX_BYTES / 1e9:.0f} are allowed: "
-            "take fewer samples, or a smaller field"
+            f"{label}: {count} samples of {bands} bands on {height} × {width} pixels need {needed / 1e9:.1f} GB, "
+            f"at most {MAX_BYTES / 1e9:.0f} are allowed: take fewer samples, or a smaller field"
         )
-    return reconstructor.sample(field.observations, field.grid, count, NoiseStream(seed, name))
 
 
 def pad_field(
@@ -93,7 +90,8 @@ def pad_field(
             kept.append(with_aliasing_floor(cut).to(weights.device, weights.dtype))
     if not kept:
         raise InputError(f"no observed pixel lies in the field of {core.shape[0]} × {core.shape[1]} pixels")
-    _check_scale(core, denoiser)
+    reference = next((o.band.name for o in observations if o.frame.grid == core), "grid")
+    _check_scale(core, denoiser, reference, f" ({sources[reference]})" if sources and reference in sources else "")
     kept.sort(key=lambda o: (names.index(o.band.name), o.band.filter))
     margin = MARGIN * max(psf_fwhm(o.frame) for o in kept) / core.scale
     grid, corner = _with_margin(core, margin, denoiser.network.stride)
@@ -119,12 +117,12 @@ def _with_margin(core: Grid, margin: float, stride: int) -> tuple[Grid, tuple[in
     return core.padded(rows, columns), (rows[0], columns[0])
 
 
-def _check_scale(core: Grid, denoiser: Denoiser) -> None:
+def _check_scale(core: Grid, denoiser: Denoiser, label: str, place: str) -> None:
     sides = np.linalg.svd(np.asarray(core.matrix), compute_uv=False)
     if np.abs(sides / denoiser.pixel_scale - 1).max() > SCALE_TOLERANCE:
         raise InputError(
-            f"reference pixels of {sides[1]:.4g} × {sides[0]:.4g} arcsec, but the checkpoint's scenes have "
-            f"{denoiser.pixel_scale:g}: resample the reference, or train at its scale"
+            f"{label}: pixels of {sides[1]:.4g} × {sides[0]:.4g} arcsec, but the checkpoint's scenes have "
+            f"{denoiser.pixel_scale:g}: resample it, or train at its scale{place}"
         )
 
 
