@@ -1,0 +1,126 @@
+"""One real or simulated field from its scene file to reconstruction.fits, catalog.fits and figure.png."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from astropy.table import Table
+from torch import Tensor
+
+from jointdiff.errors import InputError
+from jointdiff.evaluate.accuracy import residual_chi2
+from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
+from jointdiff.forward import ForwardModel
+from jointdiff.io.products import read_truth, write_catalog, write_reconstruction
+from jointdiff.io.scene_files import Field
+from jointdiff.io.wcs import sky_position
+from jointdiff.measure.catalog import measure
+from jointdiff.measure.data_checks import Data
+from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
+from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
+
+
+class FieldJob:
+    """A field that is ready to be reconstructed: everything that can be wrong with it was checked.
+
+    Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
+    """
+
+    def __init__(self, field: Field, reconstructor: Reconstructor, count: int):
+        self.field, self._reconstructor, self._count = field, reconstructor, count
+        denoiser = reconstructor.denoiser
+        self.names = [band.name for band in denoiser.bands]
+        self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
+        check_size(self.padded, count, len(self.names), f"{field.name} ({field.path})")
+        self.truth = self._read_truth()
+
+    def run(self, folder: Path, seed: int, provenance: Mapping[str, object]) -> Table:
+        """Sample, measure and write into ``folder``; tells how it went; returns the catalog."""
+        print(self._describe(), flush=True)
+        start, field, padded = time.perf_counter(), self.field, self.padded
+        stream = NoiseStream(seed, field.name)
+        draws = self._reconstructor.sample(padded.observations, padded.grid, self._count, stream)
+        seconds = time.perf_counter() - start
+        model = self._reconstructor.denoiser.forward_model(padded.observations, padded.grid)
+        catalog = self._measure(draws, model)
+        samples, mean = padded.crop(draws.samples).cpu(), padded.crop(draws.mean).cpu()
+        std = samples.std(0)
+        denoiser = self._reconstructor.denoiser
+        layout = (denoiser.bands, field.wcs, denoiser.target_fwhm)
+        write_reconstruction(folder / "reconstruction.fits", mean, std, samples, *layout, provenance)
+        write_catalog(folder / "catalog.fits", catalog, provenance)
+        figure = scene_figure(
+            views_of(padded.observations, model(draws.mean[None])),
+            self.names,
+            mean.numpy(),
+            samples.numpy(),
+            std.numpy(),
+            self.truth,
+            padded.core.scale,
+            f"{field.name}, {self._reconstructor.method}",
+        )
+        save_figure(figure, folder / "figure.png")
+        print(
+            f"{field.name}: {self._count} samples in {seconds:.1f} s; {len(catalog)} sources; residual χ²/N of the "
+            f"samples {self._chi2(draws.samples, model)}; wrote {folder}/",
+            flush=True,
+        )
+        return catalog
+
+    def _measure(self, draws: Draws, model: ForwardModel) -> Table:
+        """The catalog, in pixels of the core: measured on the padded grid, where the data have their full model."""
+        padded, denoiser = self.padded, self._reconstructor.denoiser
+        catalog = measure(
+            draws.samples,
+            self.names,
+            self.field.name,
+            padded.core.scale,
+            draws.mean,
+            weight=padded.weight,
+            data=Data.of(model, padded.observations, denoiser.bands),
+            target_fwhm=denoiser.target_fwhm,
+        )
+        catalog["y"] -= padded.corner[0]
+        catalog["x"] -= padded.corner[1]
+        if len(catalog):
+            pixels = np.column_stack([catalog["y"], catalog["x"]])
+            reference = self.field.reference
+            sky = sky_position(self.field.wcs, pixels, reference, self.field.sources[reference])
+            catalog["ra"][:], catalog["dec"][:] = sky.T
+        return catalog
+
+    @torch.no_grad()
+    def _chi2(self, samples: Tensor, model: ForwardModel) -> str:
+        """χ²/N of each observed band, mean of the samples."""
+        totals = np.zeros((len(self.padded.observations), 2))
+        for sample in samples:
+            for total, o, image in zip(totals, self.padded.observations, model(sample[None]), strict=True):
+                total += residual_chi2((o.image - image).cpu().numpy(), o.ivar.cpu().numpy())
+        ratios = totals[:, 0] / np.maximum(totals[:, 1], 1)
+        return ", ".join(f"{o.band.name} {r:.2f}" for o, r in zip(self.padded.observations, ratios, strict=True))
+
+    def _describe(self) -> str:
+        seen = [o.band.name for o in self.padded.observations]
+        missing = [name for name in self.names if name not in seen]
+        (height, width), padded = self.padded.core.shape, self.padded.grid.shape
+        text = (
+            f"{self.field.name}: {', '.join(seen)} on {height} × {width} pixels, {padded[0]} × {padded[1]} with margin"
+        )
+        return text + (f"; {', '.join(missing)} not observed, inferred from the others" if missing else "")
+
+    def _read_truth(self) -> np.ndarray | None:
+        """The true scene of a simulated field, in the denoiser's bands."""
+        path = self.field.path.parent / "truth.fits"
+        if not path.is_file():
+            return None
+        truth = read_truth(path.parent)
+        bands = [band.name for band in truth.bands]
+        missing = [name for name in self.names if name not in bands]
+        if missing:
+            raise InputError(f"truth: no band {', '.join(missing)}, found {', '.join(bands)} ({path})")
+        if truth.flux.shape[1:] != self.field.grid.shape:
+            found, expected = (" × ".join(map(str, s)) for s in (truth.flux.shape[1:], self.field.grid.shape))
+            raise InputError(f"truth: {found} pixels, but the reference has {expected} ({path})")
+        return truth.flux[[bands.index(name) for name in self.names]]
