@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,12 +122,17 @@ def evidence_amplitude(
     """The amplitude (B,) that maximises the Gaussian evidence: a log grid, then two parabolas (MacKay 1992).
 
     gamma: Γ (H, W//2 + 1, C, C). The grid starts at the floor, 0.2 times the noise per scene pixel of the most sensitive
-    observation. What an instrument hardly passes does not vote: the edge of the data, or an error of the PSF, has more
-    power there than any sky can have.
+    observation.
+    What an instrument hardly passes does not vote: the edge of the data, or an error of the PSF, has more power there
+    than any sky can have. Data on a fraction f of the torus hold f of its signal power and f of its noise power, but
+    the stationary precision would pass f² of the signal: vector / √f and precision / f agree (as in power spectra of
+    cut skies: Feldman, Kaiser & Peacock 1994, ApJ 426, 23; Hivon et al. 2002, ApJ 567, 2).
     """
     model = model.passing(EVIDENCE_MIN_TRANSFER)
-    vector = spectrum(model.adjoint([even_weights(o.ivar) * o.image for o in observations]))
-    precision = model.precision([o.ivar for o in observations])
+    even = [even_weights(o.ivar) for o in observations]
+    roots = [_seen_fraction(o, model.grid).sqrt() for o in observations]
+    vector = spectrum(model.adjoint([w * o.image / root for o, w, root in zip(observations, even, roots, strict=True)]))
+    precision = model.precision([w / root.square() for w, root in zip(even, roots, strict=True)])
     floor = 0.2 / precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=1e-12).sqrt()
     vote = torch.as_tensor(wavenumber(model.grid) <= EVIDENCE_MAX_WAVENUMBER, device=gamma.device)
     weights = torch.as_tensor(half_plane_weights(model.grid)).to(gamma).expand(gamma.shape[:2])[vote]
@@ -150,6 +156,13 @@ def evidence_amplitude(
         shift = torch.where(bend > 0, 0.5 * (right - left) / bend.clamp(min=1e-30), right.sign())
         log_a = (log_a + step * shift.clamp(-1, 1)).clamp(min=0)
     return floor * log_a.exp()
+
+
+def _seen_fraction(observation: Observation, grid: Grid) -> Tensor:
+    """Share (B, 1, 1) of the grid's sky on which the observation has data; 1 where it has none."""
+    pixel = abs(float(np.linalg.det(grid.footprint(observation.frame.grid)))) / (grid.shape[0] * grid.shape[1])
+    share = pixel * (observation.ivar > 0).to(observation.ivar).sum((-2, -1), keepdim=True)
+    return torch.where(share > 0, share, 1.0)
 
 
 def conjugate_gradient(
