@@ -16,7 +16,7 @@ from jointdiff.forward import ForwardModel
 from jointdiff.io.products import read_truth, write_catalog, write_reconstruction
 from jointdiff.io.scene_files import Field
 from jointdiff.io.wcs import sky_position
-from jointdiff.measure.catalog import measure
+from jointdiff.measure.catalog import find_sources, measure
 from jointdiff.measure.data_checks import Data
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
@@ -71,16 +71,21 @@ class FieldJob:
 
     def _measure(self, draws: Draws, model: ForwardModel) -> Table:
         """The catalog, in pixels of the core: measured on the padded grid, where the data have their full model."""
-        padded, denoiser = self.padded, self._reconstructor.denoiser
+        padded, denoiser, names = self.padded, self._reconstructor.denoiser, self.names
+        scale, fwhm, weight = padded.core.scale, denoiser.target_fwhm, padded.weight
+        segments = find_sources(draws.samples, draws.mean, names, weight, target_fwhm=fwhm, scale=scale)
+        # An empty field has no templates to project, and a transform of nothing fails.
+        data = Data.of(model, padded.observations, denoiser.bands) if len(segments) else None
         catalog = measure(
             draws.samples,
-            self.names,
+            names,
             self.field.name,
-            padded.core.scale,
+            scale,
             draws.mean,
-            weight=padded.weight,
-            data=Data.of(model, padded.observations, denoiser.bands),
-            target_fwhm=denoiser.target_fwhm,
+            weight=weight,
+            data=data,
+            segments=segments,
+            target_fwhm=fwhm,
         )
         catalog["y"] -= padded.corner[0]
         catalog["x"] -= padded.corner[1]
