@@ -1,4 +1,4 @@
-"""The only place that turns settings into objects: one function per command.
+"""The commands: one function each, from settings to what is left in the run folder.
 
 Only the standard library is imported at the top: ``--help`` must not wait for torch.
 """
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from jointdiff import build
 from jointdiff.settings import Config, require
 
 
@@ -44,6 +45,20 @@ class ReconstructConfig:
         require(self.mode == "amortized", "mode", self.mode, "amortized, the only mode so far")
 
 
+MARGIN = 1.6
+"""Margin (arcsec) around a ready scene: two FWHM of a wide ground PSF."""
+
+_ENDING = """
+What was made, in {run}/:
+  model/             the denoiser: weights, Γ and configuration (no pickle)
+  tensorboard/       losses, scores and pictures:   tensorboard --logdir {run}
+  scenes/            three ready fields as an archive would serve them, with their truth
+  reconstructions/   their posterior samples, catalogs and figures; catalog.fits holds all sources
+  evaluation/        scoreboard.txt, catalog.fits and figures of the table above
+Next: look at reconstructions/lsst/figure.png; reconstruct a field of your own with
+  python scripts/reconstruct.py --scene YOUR/scene.yaml --checkpoint {run}/model --output OUT"""
+
+
 def save_config(config: Config | ReconstructConfig, path: str | Path) -> None:
     """Write the resolved config as YAML that ``--config`` reads back; whole or not at all."""
     import yaml
@@ -54,14 +69,109 @@ def save_config(config: Config | ReconstructConfig, path: str | Path) -> None:
         temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
 
+def _device():
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _use_cores(processes: int) -> None:
+    """All cores for the processes of this machine: ``accelerate launch`` gives one thread to each."""
+    import os
+
+    import torch
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+def _refuse_other_run(config: Config, run: Path) -> None:
+    """A run folder holds one run: its library, prior, network and training are not mixed with others."""
+    import yaml
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        return
+    ignored = {"resume", "run", "sampling"}
+    old, new = _flat(yaml.safe_load(path.read_text()), ignored), _flat(asdict(config), ignored)
+    for name in sorted(old.keys() | new.keys()):
+        require(
+            str(old.get(name)) == str(new.get(name)),
+            name,
+            new.get(name),
+            f"{old.get(name)} as in {path}, or another run",
+        )
+
+
+def _flat(tree: dict, ignored: frozenset | set = frozenset(), prefix: str = "") -> dict:
+    """Dotted key → number or text."""
+    flat: dict = {}
+    for name, value in tree.items():
+        if prefix + name in ignored:
+            continue
+        if isinstance(value, dict):
+            flat |= _flat(value, ignored, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(list(value)) if isinstance(value, (list, tuple)) else value
+    return flat
+
+
 def simulate(config: Config) -> None:
-    """Draw the library of galaxies and stars."""
-    raise NotImplementedError("simulate")
+    """Draw the library of galaxies and stars, and ready scenes of galaxies kept for tests."""
+    from jointdiff.simulate.fields import write_mock_field
+    from jointdiff.simulate.library import build_library
+
+    run, library, bands = Path(config.run), config.library, build.bands(config)
+    settings = build.sources(config)
+    build_library(run / "library", bands, settings, library.count, config.seed, library.workers, library.shard_size)
+    for number, geometry in enumerate(config.scene.geometries):
+        folder = run / "scenes" / geometry
+        if not (folder / "scene.yaml").is_file():
+            margin = round(MARGIN / config.scene.pixel_scale)
+            simulator = build.simulator(config, "test", margin, (geometry,))
+            mock = simulator.draw(1, build.number_of(config, "ready scenes", number))
+            write_mock_field(folder, geometry, mock, bands, simulator.grid, config.scene.target_fwhm, margin)
+    print(f"{library.count} sources in {run / 'library'}/, ready scenes in {run / 'scenes'}/")
 
 
 def train(config: Config) -> None:
-    """Train the denoiser."""
-    raise NotImplementedError("train")
+    """Train the denoiser on fresh mocks, from the run's library."""
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    from jointdiff.diffusion.denoiser import Denoiser
+    from jointdiff.training import Trainer, resume_states
+
+    run = Path(config.run)
+    if not (run / "library" / "index.json").is_file():
+        simulate(config)
+    accelerator = Accelerator(log_with="tensorboard", project_dir=str(run))
+    _use_cores(accelerator.num_processes)
+    _refuse_other_run(config, run)
+    states = resume_states(run)
+    finished = bool(states) and states[-1].name == f"step_{config.training.steps:08d}"
+    if finished and (run / "model").is_dir():
+        accelerator.print(f"already trained: {run / 'model'}/")
+        return
+    require(config.resume or not states, "resume", "off", f"--resume, or a --run without the unfinished {run}")
+    set_seed(config.seed)
+    simulator = build.simulator(config, "train", device=accelerator.device)
+    prior = build.measure_prior(config, simulator)
+    scene, network = config.scene, config.network
+    bands = [(band.name, band.filter) for band in build.bands(config)]
+    size = (scene.pixel_scale, scene.target_fwhm, len(prior.wavenumbers))
+    denoiser = Denoiser(bands, *size, widths=network.widths, blocks=network.blocks)
+    denoiser.set_prior(prior)
+    denoiser.network_dtype = build.network_dtype(config.training.mixed_precision, accelerator.device)
+    trainer = Trainer(accelerator, denoiser, simulator, config.training, run)
+    if config.resume and states:
+        trainer.resume()
+    if accelerator.is_main_process:
+        save_config(config, run / "config.yaml")
+    trackers = {"tensorboard": {"purge_step": trainer.progress.step + 1}}
+    accelerator.init_trackers("tensorboard", _flat(asdict(config)), init_kwargs=trackers)
+    trainer.run(config.seed, build.validator(config, accelerator) if accelerator.is_main_process else None)
+    accelerator.end_training()
+    accelerator.print(f"model in {run / 'model'}/, logs in {run / 'tensorboard'}/")
 
 
 def reconstruct(config: ReconstructConfig) -> None:
@@ -99,5 +209,23 @@ def reconstruct(config: ReconstructConfig) -> None:
 
 
 def evaluate(config: Config) -> None:
-    """Score a trained run against the truth."""
-    raise NotImplementedError("evaluate")
+    """Score a trained run against the truth, beside the joint Wiener filter, on galaxies that it never saw."""
+    from jointdiff.evaluate import validation
+    from jointdiff.io.atomic import atomic_path
+    from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
+
+    run, device = Path(config.run), _device()
+    _use_cores(1)
+    denoiser = load_denoiser(run / "model").to(device)
+    denoiser.network_dtype = build.network_dtype(config.training.mixed_precision, device)
+    done = run / "evaluation" / "scoreboard.txt"
+    provenance = build.provenance(config, fingerprint(run / "model"))
+    key = "  ".join(f"{name}={value}" for name, value in {**provenance, **asdict(config.sampling)}.items())
+    if not (done.is_file() and done.read_text().startswith(key)):
+        trials = build.validation(config, "test", config.sampling.scenes, config.sampling.samples, device)
+        report = trials.run(denoiser, progress=True)
+        validation.write(report, trials.figures(report), run / "evaluation", provenance)
+        with atomic_path(done) as temporary:
+            temporary.write_text(f"{key}\n\n{validation.table(report)}\n")
+    print(done.read_text().split("\n\n", 1)[1])
+    print(_ENDING.format(run=run))

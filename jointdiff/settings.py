@@ -40,6 +40,7 @@ class LibraryConfig:
         workers: Processes that draw; 0 means every core.
         magnitudes: Brightest and faintest VIS magnitude (AB).
         star_fraction: Fraction of the stamps that are stars.
+        stamp_sizes: Sides that a stamp may have, in pixels of half a scene pixel; the smallest that holds the source.
     """
 
     count: int = 3000
@@ -47,6 +48,7 @@ class LibraryConfig:
     workers: int = 0
     magnitudes: tuple[float, float] = (19.0, 26.5)
     star_fraction: float = 0.08
+    stamp_sizes: tuple[int, ...] = (64, 128, 192)
 
     def __post_init__(self) -> None:
         positive(self, "library.", "count shard_size")
@@ -67,6 +69,7 @@ class SceneConfig:
         mean_sources: Mean number of sources in a scene that is not empty.
         empty_fraction: Fraction of scenes that are empty sky.
         geometries: Ground pixel grids to train on, one per batch.
+        margin: Fraction of scenes observed only in a central core.
         drop_band: Probability that a ground band is missing.
         drop_ground: Probability that every ground band is missing.
         drop_vis: Probability that VIS is missing.
@@ -79,6 +82,7 @@ class SceneConfig:
     mean_sources: float = 4.0
     empty_fraction: float = 0.06
     geometries: tuple[Geometry, ...] = ("lsst", "hsc", "mer")
+    margin: float = 0.3
     drop_band: float = 0.1
     drop_ground: float = 0.03
     drop_vis: float = 0.03
@@ -86,7 +90,7 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         positive(self, "scene.", "size pixel_scale target_fwhm mean_sources")
-        fractions(self, "scene.", "empty_fraction drop_band drop_ground drop_vis drop_all")
+        fractions(self, "scene.", "empty_fraction margin drop_band drop_ground drop_vis drop_all")
         require(bool(self.geometries), "scene.geometries", "empty", "at least one geometry")
 
 
@@ -95,15 +99,17 @@ class NetworkConfig:
     """The network inside the denoiser.
 
     Attributes:
-        width: Channels at the finest level.
-        depth: Residual blocks per level.
+        widths: Channels at each resolution, from half the scene's down.
+        blocks: Residual blocks per resolution, on the way down and up.
     """
 
-    width: int = 64
-    depth: int = 2
+    widths: tuple[int, ...] = (64, 96, 128)
+    blocks: int = 2
 
     def __post_init__(self) -> None:
-        positive(self, "network.", "width depth")
+        positive(self, "network.", "blocks")
+        require(bool(self.widths), "network.widths", "empty", "at least one width")
+        require(all(width > 0 for width in self.widths), "network.widths", list(self.widths), "more than 0")
 
 
 @dataclass(frozen=True)
@@ -113,50 +119,64 @@ class TrainingConfig:
     Attributes:
         steps: Optimiser steps.
         batch_size: Scenes per step and process.
+        noise_levels: Noise levels that each scene is seen at in a step.
         learning_rate: Peak learning rate.
-        warmup_steps: Steps of linear warm-up, before the decay.
+        warmup_steps: Steps of linear warm-up.
+        decay: Last part of the run, over which the learning rate falls to zero.
         weight_decay: Decoupled weight decay.
         ema_halflife: Half-life of the weights' moving average in steps.
         gradient_clip: Largest norm of the gradient.
         checkpoint_every: Steps between resume states.
         validate_every: Steps between validations.
         validation_scenes: Scenes in a validation.
+        validation_samples: Posterior samples of each of them.
+        log_every: Steps between lines in TensorBoard.
         mixed_precision: auto takes bf16 where the device has it.
     """
 
     steps: int = 1000
-    batch_size: int = 16
+    batch_size: int = 8
+    noise_levels: int = 2
     learning_rate: float = 1e-3
     warmup_steps: int = 100
-    weight_decay: float = 0.0
+    decay: float = 0.4
+    weight_decay: float = 0.01
     ema_halflife: float = 50.0
-    gradient_clip: float = 1.0
+    gradient_clip: float = 0.5
     checkpoint_every: int = 200
     validate_every: int = 500
-    validation_scenes: int = 64
+    validation_scenes: int = 12
+    validation_samples: int = 8
+    log_every: int = 10
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
 
     def __post_init__(self) -> None:
-        positive(self, "training.", "steps batch_size learning_rate ema_halflife gradient_clip")
-        positive(self, "training.", "checkpoint_every validate_every validation_scenes")
+        positive(self, "training.", "steps batch_size noise_levels learning_rate ema_halflife gradient_clip")
+        positive(self, "training.", "checkpoint_every validate_every validation_scenes log_every")
+        require(self.validation_samples >= 2, "training.validation_samples", self.validation_samples, "at least 2")
+        fractions(self, "training.", "decay")
         require(self.warmup_steps >= 0, "training.warmup_steps", self.warmup_steps, "at least 0")
         require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Posterior sampling in validation and evaluation.
+    """Posterior sampling, and the scenes that a trained run is scored on.
 
     Attributes:
-        samples: Samples per scene.
+        scenes: Simulated scenes with every band present, of galaxies never trained on.
+        samples: Samples per scene; 31 makes ranks easy.
         evaluations: Evaluations of the network per sample.
     """
 
-    samples: int = 32
+    scenes: int = 48
+    samples: int = 15
     evaluations: int = 8
 
     def __post_init__(self) -> None:
-        positive(self, "sampling.", "samples evaluations")
+        positive(self, "sampling.", "scenes")
+        require(self.samples >= 2, "sampling.samples", self.samples, "at least 2, whose scatter is the error")
+        require(self.evaluations >= 3, "sampling.evaluations", self.evaluations, "at least 3")
 
 
 def _demo_filters() -> dict[str, str]:

@@ -101,7 +101,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         depth = power[:, 0, 0].view(len(power), -1, 1, 1)
         present = (depth > 0).to(depth)
         matched = power.mean((1, 2)).view_as(depth).clamp(min=1e-12).sqrt()
-        variance = torch.cholesky_inverse(posterior.lower).diagonal(dim1=-2, dim2=-1).mean((1, 2))
+        variance = posterior.covariance.diagonal(dim1=-2, dim2=-1).mean((1, 2))
         noise = variance.sqrt().view_as(depth)
         coverage = posterior.coverage * present
         signal, matched_filter = posterior.mean / noise, posterior.weighted_data / matched * present
@@ -113,8 +113,8 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         scalars = torch.cat([scalars * present.flatten(1), present.flatten(1)], dim=1)
         return Conditioning(posterior, maps, scalars, noise, gain)
 
-    def residual(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> tuple[Tensor, Conditional]:
-        """F_θ (B, C, H, W), in local posterior standard deviations, and the Gaussian p(x | x_t, y) that it corrects.
+    def inputs(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor, Conditional]:
+        """Features (B, FIELDS · C, H, W) and scalars (B, 2C + 1) for the network, and the Gaussian p(x | x_t, y).
 
         Conditioning on one scene serves a batch of its samples; σ is then (1,).
         """
@@ -132,16 +132,19 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
             dim=1,
         )
         scalars = torch.cat([torch.log(sigma / posterior.amplitude).unsqueeze(1) / 4, conditioning.scalars], dim=1)
-        with torch.autocast(x_t.device.type, self.network_dtype, enabled=self.network_dtype is not None):
-            output = self.network(features, scalars.expand(len(x_t), -1))
-        return output, given
+        return features, scalars.expand(len(x_t), -1), given
+
+    def network_output(self, features: Tensor, scalars: Tensor) -> Tensor:
+        """F_θ (B, C, H, W), in local posterior standard deviations."""
+        with torch.autocast(features.device.type, self.network_dtype, enabled=self.network_dtype is not None):
+            return self.network(features, scalars)
 
     def forward(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """D (B, C, H, W) for x_t (B, C, H, W) at σ (B,)."""
-        output, given = self.residual(x_t, sigma, conditioning)
-        return given.mean + given.colour(conditioning.gain * output)
+        *inputs, given = self.inputs(x_t, sigma, conditioning)
+        return given.mean + given.colour(conditioning.gain * self.network_output(*inputs))
 
     def correction(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """D − μ (B, C, H, W): what the sampler integrates beside the Gaussian part."""
-        output, given = self.residual(x_t, sigma, conditioning)
-        return given.colour(conditioning.gain * output)
+        *inputs, given = self.inputs(x_t, sigma, conditioning)
+        return given.colour(conditioning.gain * self.network_output(*inputs))

@@ -202,6 +202,16 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
         figure.savefig(temporary, dpi=dpi, format="png")
 
 
+def pixels(figure: Figure, dpi: int = 80) -> np.ndarray:
+    """The figure as an image (H, W, 3) of bytes, for TensorBoard."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def _rgb_bands(names: Sequence[str]) -> tuple[str, str, str]:
     """Three bands from red to blue; VIS, the sharpest and widest, only for want of others."""
     if all(b in names for b in "irg"):

@@ -38,8 +38,8 @@ class Conditions:
     """How much observing conditions vary from scene to scene and band to band.
 
     seeing, depth: scatter in dex. ellipticity: rms of each PSF shear component. wing: largest fraction of the PSF's
-    flux in a component 2.2 times as wide. margin: fraction of scenes seen only in a central core, with a margin of up
-    to margin_width arcsec. drop_*: probabilities that observations are missing.
+    flux in a component 2.2 times as wide. margin: fraction of scenes seen only in a central core, with a margin between
+    the two margin_width, arcsec. drop_*: probabilities that observations are missing.
     """
 
     seeing: float = 0.06
@@ -47,7 +47,7 @@ class Conditions:
     ellipticity: float = 0.03
     wing: float = 0.15
     margin: float = 0.3
-    margin_width: float = 1.6
+    margin_width: tuple[float, float] = (0.0, 1.6)
     drop_band: float = 0.1
     drop_ground: float = 0.03
     drop_vis: float = 0.03
@@ -139,8 +139,11 @@ class Telescope:
     def _core(self, batch: int, generator) -> Tensor:
         """Half-sides (B, 2) in arcsec of the observed core; infinite for scenes seen whole."""
         u = torch.rand(batch, 2, device=generator.device, generator=generator)
+        width = torch.tensor(self.conditions.margin_width, device=u.device)
         half = torch.tensor(self.scene.shape, device=u.device) * self.scene.scale / 2
-        return torch.where(u[:, :1] < self.conditions.margin, half - self.conditions.margin_width * u[:, 1:], torch.inf)
+        return torch.where(
+            u[:, :1] < self.conditions.margin, half - torch.lerp(width[0], width[1], u[:, 1:]), torch.inf
+        )
 
     @staticmethod
     def _footprint(grid: Grid, dither: Tensor, core: Tensor) -> Tensor:

@@ -1,0 +1,128 @@
+"""The only place that turns settings into objects.
+
+Only the standard library is imported at the top: ``--help`` must not wait for torch.
+"""
+
+from pathlib import Path
+
+from jointdiff.settings import Config
+
+PRIOR_SCENES = 512
+"""Simulated scenes that Γ is measured on."""
+
+
+def bands(config: Config):
+    """The scene's bands, in the order of its channels."""
+    from jointdiff.scene import Band
+
+    return tuple(Band(name, config.filters[name]) for name in config.bands)
+
+
+def sources(config: Config):
+    """What the library holds: stamps of half a scene pixel, so that scenes are composed finer than they are seen."""
+    from jointdiff.simulate.galaxies import SourceSettings
+
+    library, scale = config.library, config.scene.pixel_scale / 2
+    return SourceSettings(
+        scale, 2 * scale, library.stamp_sizes, library.magnitudes, star_fraction=library.star_fraction
+    )
+
+
+def simulator(config: Config, split: str, margin: int | None = None, geometries=None, device="cpu"):
+    """Mocks of one split of the run's library: as training sees them or, with a margin, complete ones.
+
+    margin: scene pixels around the core that are composed but not observed.
+    """
+    from dataclasses import replace
+
+    from jointdiff.scene import Grid
+    from jointdiff.simulate.compose import Crowding
+    from jointdiff.simulate.library import load_library
+    from jointdiff.simulate.mock import Simulator, complete
+    from jointdiff.simulate.observe import Conditions
+
+    scene = config.scene
+    conditions = Conditions(
+        margin=scene.margin,
+        drop_band=scene.drop_band,
+        drop_ground=scene.drop_ground,
+        drop_vis=scene.drop_vis,
+        drop_all=scene.drop_all,
+    )
+    if margin is not None:
+        width = margin * scene.pixel_scale
+        conditions = replace(complete(conditions), margin=float(margin > 0), margin_width=(width, width))
+    size = scene.size + 2 * (margin or 0)
+    library = load_library(Path(config.run) / "library", split, bands(config)).to(device)
+    crowding = Crowding(scene.mean_sources, scene.empty_fraction)
+    grid = Grid.centred((size, size), scene.pixel_scale)
+    return Simulator(library, grid, scene.target_fwhm, crowding, conditions, geometries or scene.geometries)
+
+
+def measure_prior(config: Config, source):
+    """Γ of the training scenes, on the CPU: the same on every process."""
+    import torch
+
+    from jointdiff.gaussian import fit_prior
+
+    generator = torch.Generator().manual_seed(number_of(config, "prior", 0))
+    scenes = [source.scenes(source.skies(64, generator)).cpu() for _ in range(PRIOR_SCENES // 64)]
+    return fit_prior(torch.cat(scenes), source.grid)
+
+
+def validation(config: Config, split: str, scenes: int, samples: int, device="cpu"):
+    """Complete scenes of galaxies outside training, alternating over the ground geometries."""
+    from jointdiff.evaluate.validation import Validation
+
+    mocks = []
+    for number, geometry in enumerate(config.scene.geometries):
+        source = simulator(config, split, 0, (geometry,), device)
+        count = (scenes + len(config.scene.geometries) - 1 - number) // len(config.scene.geometries)
+        if count:
+            mocks.append(source.draw(count, number_of(config, split, number)))
+    return Validation(mocks, source.grid, samples, config.sampling.evaluations, config.seed)
+
+
+def validator(config: Config, accelerator):
+    """What the trainer calls now and then: score the averaged weights, log them, and write their catalog."""
+    from jointdiff.evaluate import validation as scoring
+
+    settings = config.training
+    count, samples = settings.validation_scenes, settings.validation_samples
+    trials = validation(config, "validation", count, samples, accelerator.device)
+    writer = accelerator.get_tracker("tensorboard", unwrap=True)
+
+    def validate(denoiser, step: int) -> None:
+        report = trials.run(denoiser)
+        figures = trials.figures(report)
+        folder = Path(config.run) / "validation" / f"step_{step:08d}"
+        scoring.log(report, figures, writer, step)
+        scoring.write(report, figures, folder, provenance(config, None))
+
+    return validate
+
+
+def provenance(config: Config, checkpoint: str | None) -> dict:
+    """What a product says of its making."""
+    from importlib.metadata import version
+
+    made = {"version": version("jointdiff"), "seed": config.seed, "method": "diffusion", "mode": "amortized"}
+    made["evaluations"] = config.sampling.evaluations
+    return made if checkpoint is None else made | {"checkpoint": checkpoint}
+
+
+def network_dtype(precision: str, device):
+    """The type that the network computes in: bf16 where asked for or, for auto, where the device is fast at it."""
+    import torch
+
+    if precision == "auto":
+        on_cpu = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+        precision = "bf16" if on_cpu else "no"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def number_of(config: Config, purpose: str, index: int) -> int:
+    """The seed of everything that is drawn once per run."""
+    from jointdiff.training import key
+
+    return key(f"{purpose}/{config.seed}", index, 0)

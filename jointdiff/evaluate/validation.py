@@ -1,0 +1,149 @@
+"""Validation: the same simulated scenes, of galaxies never trained on, reconstructed and scored again and again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from astropy.table import Table
+from torch import Tensor
+
+from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.evaluate.figures import magnitude_figure, photometry_figure, pixels, save_figure, scene_figure, views_of
+from jointdiff.evaluate.report import (
+    Estimate,
+    ScoredScene,
+    Scores,
+    Sources,
+    flatten,
+    format_table,
+    measure_scenes,
+    score,
+    score_by_magnitude,
+)
+from jointdiff.io.products import merge_catalogs, write_catalog
+from jointdiff.measure.catalog import measure
+from jointdiff.measure.data_checks import Data
+from jointdiff.reconstruct.base import NoiseStream, Reconstructor, single_scenes
+from jointdiff.reconstruct.diffusion import Diffusion
+from jointdiff.reconstruct.wiener import Wiener
+from jointdiff.scene import Grid, Observation
+from jointdiff.simulate.mock import Mock
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METHOD = "jointdiff"
+"""The name of our own method in tables and TensorBoard; it comes first."""
+
+EDGES = (19.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0)
+"""Bins in observed AB magnitude."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One simulated scene: its name, truth (C, H, W) and observations (B = 1)."""
+
+    name: str
+    truth: Tensor
+    observations: list[Observation]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a validation found. catalogs: METHOD's, one per scene."""
+
+    scenes: list[ScoredScene]
+    sources: Sources
+    scores: Scores
+    catalogs: list[Table]
+
+
+class Validation:
+    """Reconstructs simulated scenes with a denoiser and with the joint Wiener filter of the same Γ, and scores both.
+
+    mocks: batches on the grid's torus. samples: per scene. evaluations: of the network per sample.
+    """
+
+    def __init__(self, mocks: Sequence[Mock], grid: Grid, samples: int, evaluations: int, seed: int):
+        scenes = [
+            (truth, scene)
+            for mock in mocks
+            for truth, scene in zip(mock.truth, single_scenes(mock.observations), strict=True)
+        ]
+        self.trials = [Trial(f"scene_{i:04d}", *scene) for i, scene in enumerate(scenes)]
+        self.grid, self.samples, self.evaluations, self.seed = grid, samples, evaluations, seed
+        self._wiener: dict[str, Estimate] = {}  # Γ is fixed during training
+
+    def run(self, denoiser: Denoiser, progress: bool = False) -> Report:
+        """Sample every scene, measure and score it. progress: show a bar."""
+        from rich.progress import track
+
+        scenes, catalogs = [], []
+        for trial in track(self.trials, "reconstructing", disable=not progress):
+            ours = self._estimate(Diffusion(denoiser, self.evaluations), trial)
+            if trial.name not in self._wiener:
+                self._wiener[trial.name] = self._estimate(Wiener(denoiser), trial)
+            model = denoiser.forward_model(trial.observations, self.grid)
+            data = Data.of(model, trial.observations, denoiser.bands)
+            estimates = {METHOD: ours, Wiener.method: self._wiener[trial.name]}
+            scenes.append(ScoredScene(trial.name, trial.truth, estimates, data=data))
+            names = [band.name for band in denoiser.bands]
+            catalogs.append(measure(ours.samples, names, trial.name, self.grid.scale, data=data))
+        sources = measure_scenes(scenes, names, self.grid.scale)
+        return Report(scenes, sources, score(sources, np.random.default_rng(self.seed)), catalogs)
+
+    def _estimate(self, method: Reconstructor, trial: Trial) -> Estimate:
+        draws = method.sample(trial.observations, self.grid, self.samples, NoiseStream(self.seed, trial.name))
+        return Estimate(draws.samples, draws.mean)
+
+    def figures(self, report: Report, pictured: int = 2) -> dict[str, "Figure"]:
+        """Name → matplotlib Figure: photometry, scores against magnitude, and the first scenes with a bright source."""
+        names = report.sources.names
+        measured = report.sources.estimates[METHOD]
+        figures = {"photometry": photometry_figure(report.sources.truth.point, measured.samples, names)}
+        by_magnitude = score_by_magnitude(report.sources, EDGES, np.random.default_rng(self.seed))
+        figures["magnitude"] = magnitude_figure(by_magnitude, EDGES, names)
+        brightest = sorted(self.trials, key=lambda trial: -float(trial.truth.sum()))
+        shown = sorted(trial.name for trial in brightest[len(brightest) // 4 :][:pictured])
+        for trial, scene in zip(self.trials, report.scenes, strict=True):
+            if trial.name in shown:
+                figures[trial.name] = self._picture(trial, scene, names)
+        return figures
+
+    def _picture(self, trial: Trial, scene: ScoredScene, names: Sequence[str]):
+        ours = scene.estimates[METHOD]
+        assert scene.data is not None
+        views = views_of(trial.observations, scene.data.forward(ours.mean[None]))
+        mean, samples, std = (t.cpu().numpy() for t in (ours.mean, ours.samples, ours.samples.std(0)))
+        truth = trial.truth.cpu().numpy()
+        return scene_figure(views, names, mean, samples, std, truth, self.grid.scale, trial.name)
+
+
+def table(report: Report) -> str:
+    """The printed scoreboard: METHOD beside the joint Wiener filter."""
+    return format_table(report.scores, report.sources.names)
+
+
+def log(report: Report, figures: Mapping[str, "Figure"], writer, step: int) -> None:
+    """Every score as a scalar and every figure as an image, to a TensorBoard SummaryWriter."""
+    for name, value in flatten(report.scores, "validation/"):
+        writer.add_scalar(name, value, step)
+    by_magnitude = score_by_magnitude(report.sources, EDGES, np.random.default_rng(0))
+    for method, bands in by_magnitude.items():
+        for band, rows in bands.items():
+            for key, values in rows.items():
+                for edge, value in zip(EDGES, values, strict=False):
+                    if np.isfinite(value):
+                        writer.add_scalar(f"validation_by_magnitude/{method}/{band}/{key}/{edge:g}", value, step)
+    for name, figure in figures.items():
+        writer.add_image(f"validation/{name}", pixels(figure), step, dataformats="HWC")
+    writer.flush()
+
+
+def write(report: Report, figures: Mapping[str, "Figure"], folder: Path, provenance: Mapping[str, object]) -> None:
+    """The joint-resolution catalog, the table and the figures of a validation."""
+    write_catalog(folder / "catalog.fits", merge_catalogs(report.catalogs), provenance)
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}.png")
