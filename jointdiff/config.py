@@ -128,7 +128,7 @@ def simulate(config: Config) -> None:
         if not (folder / "scene.yaml").is_file():
             margin = round(MARGIN / config.scene.pixel_scale)
             simulator = build.simulator(config, "test", margin, (geometry,))
-            mock = simulator.draw(1, build.number_of(config, "ready scenes", number))
+            mock = simulator.expose(1, build.number_of(config, "ready scenes", number))
             write_mock_field(folder, geometry, mock, bands, simulator.grid, config.scene.target_fwhm, margin)
     print(f"{library.count} sources in {run / 'library'}/, ready scenes in {run / 'scenes'}/")
 

@@ -58,7 +58,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         wavenumbers: int,
         widths: Sequence[int],
         blocks: int,
-        mean_steps: int = 4,
+        mean_steps: int = 8,
     ):
         super().__init__()
         self.bands = tuple(Band(name, curve) for name, curve in bands)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from jointdiff.forward import with_aliasing_floor
 from jointdiff.scene import Grid, Observation
 from jointdiff.simulate.compose import Crowding, compose, scene_of, sky_grid
 from jointdiff.simulate.library import Library
@@ -50,7 +51,12 @@ class Simulator:
         return scene_of(skies, self._sky, self.library.psf_fwhm, self.grid, self.target_fwhm)
 
     def draw(self, batch: int, seed: int) -> Mock:
-        """A batch of mocks: the same for the same seed, on one kind of device."""
+        """Mocks as every method takes them, with the VIS variance that admits aliasing."""
+        mock = self.expose(batch, seed)
+        return replace(mock, observations=[with_aliasing_floor(o) for o in mock.observations])
+
+    def expose(self, batch: int, seed: int) -> Mock:
+        """Mocks as an archive serves them: the same for the same seed, on one kind of device."""
         composer = torch.Generator().manual_seed(seed)
         geometry = self.geometries[int(torch.randint(len(self.geometries), (), generator=composer))]
         skies = self.skies(batch, composer)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointdiff.forward import fourier_sum, frequencies, gaussian_transfer, shift_phase, with_aliasing_floor
+from jointdiff.forward import fourier_sum, frequencies, gaussian_transfer, shift_phase
 from jointdiff.scene import Band, Frame, Grid, Observation
 from jointdiff.survey import Depth, load_survey
 from jointdiff.units import SIGMA_PER_FWHM
@@ -95,7 +95,7 @@ class Telescope:
         sky = depth.sky_sigma * scale * 10 ** (self.conditions.depth * _normal((len(flux), 1, 1), flux, generator))
         variance = sky.square() + depth.poisson_variance(flux.clamp(min=0))
         image = seen * (flux + variance.sqrt() * _normal(flux.shape, flux, generator))
-        return with_aliasing_floor(Observation(band, frame, image, seen / variance))
+        return Observation(band, frame, image, seen / variance)
 
     def _frame(self, band: Band, depth: Depth, grid: Grid, batch: int, generator) -> tuple[Frame, Tensor, Tensor]:
         """A frame per scene; P̂ with the dither on the sky's frequencies, (B, H, W//2 + 1); the dither (B, 2)."""
