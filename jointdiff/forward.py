@@ -1,6 +1,6 @@
 """The only imaging physics: the linear map A from a scene to its observations, with an exact adjoint.
 
-    y_o(p) = |J_o| Σ_b c_ob ∫_{|k|<1/2} exp(2πi k·s_p) P̂_o(J_oᵀ k) / T̂(k) x̂_b(k) dk        (DESIGN section 4)
+    y_o(p) = |J_o| Σ_b c_ob ∫_{|k|<1/2} exp(2πi k·s_p) P̂_o(J_oᵀ k) / T̂(k) x̂_b(k) dk        (METHOD section 4)
 
 k is in cycles per scene pixel, s_p in scene pixels. The scene is periodic on its grid. Any scale ratio, sub-pixel
 shift, rotation and flip; aligned grids use two small DFT matrices, others a direct sum.

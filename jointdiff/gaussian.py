@@ -1,7 +1,7 @@
 """Closed-form p(scene | observations) under a Gaussian-process prior, frequency by frequency.
 
 The prior on a scene of amplitude a is a stationary Gaussian process with the band covariance a² Γ(|k|) at each
-frequency of the orthonormal DFT (DESIGN section 5):
+frequency of the orthonormal DFT (METHOD section 5):
 
     P(k) = Γ(k)⁻¹/a² + Σ_o |J_o|² |P̂_o/T̂|² w̄_o c_o c_oᵀ (+ I/σ²),    S = P⁻¹ = L⁻ᵀ L⁻¹,    μ = S (Aᵀ N⁻¹ y (+ x_t/σ²))
 

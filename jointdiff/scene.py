@@ -12,7 +12,7 @@ from torch import Tensor
 
 DEFAULT_TARGET_FWHM = 0.2
 """FWHM (arcsec) of the Gaussian target PSF: two pixels of the 0.1 arcsec VIS grid, so that a scene
-is nearly band-limited on it (DESIGN section 3)."""
+is nearly band-limited on it (METHOD section 3)."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def colour_terms(observed: str, scene: tuple[str, ...], nearest: int) -> tuple[t
 
     One-hot where the filter is one of the scene's. Elsewhere the combination of scene bands that best predicts it over
     the templates at 0 < z < 2, by ridge regression around the ``nearest`` band alone, so that neighbouring bands never
-    enter with large opposite signs; its rms fractional residual is a floor on the error (DESIGN section 4).
+    enter with large opposite signs; its rms fractional residual is a floor on the error (METHOD section 4).
     """
     if observed in scene:
         return tuple(float(name == observed) for name in scene), 0.0

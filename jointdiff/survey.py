@@ -13,7 +13,7 @@ from jointdiff.errors import InputError
 from jointdiff.units import AB_ZEROPOINT_NJY
 
 BANDS = ("VIS", "u", "g", "r", "i", "z", "y")
-"""The band names, from DESIGN section 1."""
+"""The band names, from METHOD section 1."""
 
 FILTERS = {
     "VIS": "Euclid-VIS",

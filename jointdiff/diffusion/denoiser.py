@@ -1,6 +1,6 @@
 """The denoiser D = E[x | x_t, y]: the Gaussian posterior plus a network that speaks in posterior sigmas.
 
-    D(x_t, σ; y) = μ(x_t, y, σ) + S(y, σ)^{1/2} g(y) F_θ(features, conditioning)         (DESIGN section 6)
+    D(x_t, σ; y) = μ(x_t, y, σ) + S(y, σ)^{1/2} g(y) F_θ(features, conditioning)         (METHOD section 6)
 
 g is a map: where a bright source, a mask or the margin leaves less data than on average, the posterior is wider
 than the stationary S, and g takes that out of the network's range. With F = 0 it is the exact

@@ -1,6 +1,6 @@
 """The sampler: the probability-flow ODE with its Gaussian part integrated exactly.
 
-With S₀ = S(y, ∞) = U diag(s²) Uᵀ, one step from σ to σ′ (DESIGN section 6; exponential integrators as in
+With S₀ = S(y, ∞) = U diag(s²) Uᵀ, one step from σ to σ′ (METHOD section 6; exponential integrators as in
 DPM-Solver, Lu et al. 2022, arXiv 2206.00927, but about the Wiener posterior instead of zero):
 
     x′ = μ₀ + R (x − μ₀) + Φ (D − μ),  R = √((s²+σ′²)/(s²+σ²)),  Φ = √(s²+σ′²) [atan(σ/s) − atan(σ′/s)] √(s²+σ²)/(sσ)

@@ -1,6 +1,6 @@
 """How close are the estimates? Fluxes, colours and images against the truth; intervals by bootstrap over scenes.
 
-Pure functions of numpy arrays. Bin by what was observed, never by the truth (DESIGN section 8).
+Pure functions of numpy arrays. Bin by what was observed, never by the truth (METHOD section 8).
 """
 
 import math

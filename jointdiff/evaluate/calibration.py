@@ -1,7 +1,7 @@
 """Are the error bars true? Ranks, coverage, pulls and CRPS of posterior samples against the truth.
 
 Shapes: samples (S, …), truth (…). All are functions of one quantity at a time; sources, fluxes and bands are elements.
-Select and bin elements by functions of the data only, never by the truth (DESIGN section 8).
+Select and bin elements by functions of the data only, never by the truth (METHOD section 8).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What jointdiff writes: reconstructions, true scenes and catalogs as FITS (DESIGN section 9, FORMAT = 1).
+"""What jointdiff writes: reconstructions, true scenes and catalogs as FITS (METHOD section 9, FORMAT = 1).
 
 Every file carries FORMAT and its provenance: how, and from which weights and seed, it was made.
 """

@@ -1,4 +1,4 @@
-"""scene.yaml: the observations of one field, read from FITS files and written as them (DESIGN section 9)."""
+"""scene.yaml: the observations of one field, read from FITS files and written as them (METHOD section 9)."""
 
 import difflib
 import math

@@ -1,4 +1,4 @@
-"""The catalog: one row per source, measured on scene samples (DESIGN section 9)."""
+"""The catalog: one row per source, measured on scene samples (METHOD section 9)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """What the observations themselves say about the sources of a reconstruction, without its prior.
 
-flux_ml: maximum-likelihood fluxes of all sources of a scene together, each with the shape that VIS gives it (DESIGN
+flux_ml: maximum-likelihood fluxes of all sources of a scene together, each with the shape that VIS gives it (METHOD
 section 8); chi2: how well the posterior mean explains the pixels under each source.
 """
 

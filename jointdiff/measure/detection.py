@@ -1,6 +1,6 @@
 """Sources in a reconstruction: found on the VIS-weighted posterior mean, against the samples' own scatter.
 
-Detection, deblending and segments are functions of the data only, never of a truth (DESIGN section 8), and are made
+Detection, deblending and segments are functions of the data only, never of a truth (METHOD section 8), and are made
 once: every sample, every method compared and the truth itself are then measured in the same apertures and segments.
 """
 

@@ -1,4 +1,4 @@
-"""Amortized diffusion: one denoiser that sees all the data, and the solver of DESIGN section 6."""
+"""Amortized diffusion: one denoiser that sees all the data, and the solver of METHOD section 6."""
 
 from collections.abc import Sequence
 

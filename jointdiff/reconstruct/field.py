@@ -1,7 +1,7 @@
 """From a real field, which ends somewhere, to a periodic grid and back.
 
 The scene grid is the scored core plus a margin of MARGIN FWHM of the widest PSF on each side, in which sources beyond
-the core may shine into it. Only pixels whose centre lies in the core count (DESIGN section 4).
+the core may shine into it. Only pixels whose centre lies in the core count (METHOD section 4).
 """
 
 import math
