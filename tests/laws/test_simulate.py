@@ -1,0 +1,341 @@
+"""Laws of composed skies and of their mock observations, and GalSim as a reference for both."""
+
+from dataclasses import replace
+
+import galsim
+import numpy as np
+import pytest
+import torch
+
+from jointdiff.forward import ForwardModel, wavenumber
+from jointdiff.io.products import read_truth
+from jointdiff.io.scene_files import read_field
+from jointdiff.reconstruct.field import pad_field
+from jointdiff.scene import Grid
+from jointdiff.simulate.compose import Crowding, compose, scene_of, sky_grid
+from jointdiff.simulate.fields import write_mock_field
+from jointdiff.simulate.observe import GEOMETRIES, Conditions, kolmogorov_transfer, sheared_wavenumber, vis_transfer
+from jointdiff.survey import load_survey
+from tests.denoisers import untrained
+from tests.mocks import BANDS, PIXEL, PSF_FWHM, STEADY, TARGET_FWHM, gaussian_library, gaussian_stamp, library_of
+from tests.mocks import simulator as simulator_of
+
+SCENE = Grid.centred((32, 32), 0.1)
+SKY = sky_grid(SCENE, PIXEL)
+ALONE = Crowding(mean_sources=1.0, empty=0.0, flux_scatter=0.0)
+
+
+def skies(library, crowding, batch, seed=0):
+    return compose(library, SKY, crowding, batch, torch.Generator().manual_seed(seed))
+
+
+def test_skies_follow_the_seed():
+    library, crowding = gaussian_library(), Crowding()
+    assert torch.equal(skies(library, crowding, 3, 5), skies(library, crowding, 3, 5))
+    assert not torch.equal(skies(library, crowding, 3, 5), skies(library, crowding, 3, 6))
+
+
+@pytest.mark.parametrize("size", [48, 96], ids=["smaller than the torus", "larger"])
+def test_a_lone_source_is_rolled_round_the_torus(size):
+    """Wherever it lies, edges and corners included: the stamp folded onto the torus. Float32 sums: 1e-6."""
+    library = library_of([gaussian_stamp([1e3] * 6, 1.2, size)])
+    stamp = library.stamps[size][0].double() * library.scales[size][0].double()
+    folded = torch.zeros(6, *SKY.shape, dtype=torch.double)
+    for row in range(size):
+        for column in range(size):
+            folded[:, row % SKY.shape[0], column % SKY.shape[1]] += stamp[:, row, column]
+    drawn, places = skies(library, ALONE, 40).double(), set()
+    peak = divmod(int(folded[0].argmax()), SKY.shape[1])
+    for sky in drawn:
+        row, column = divmod(int(sky[0].argmax()), SKY.shape[1])
+        shift = (row - peak[0], column - peak[1])
+        places.add(shift)
+        # The middle of an even stamp lies between four equal pixels, of which rounding may pick any.
+        tries = [folded.roll((shift[0] + i, shift[1] + j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        assert min(float((sky - t).abs().max()) for t in tries) < 1e-6 * float(folded.max())
+    assert len(places) > 30
+
+
+def test_turns_are_the_eight_of_the_square():
+    """A stamp without symmetry appears in all eight, each equally often, and with its flux."""
+    rng = np.random.default_rng(1)
+    stamp = rng.uniform(0.5, 1.0, (6, 16, 16))
+    library = library_of([stamp])
+    held = (library.stamps[16][0].float() * library.scales[16][0]).numpy()
+    turned = [np.rot90(held, k, (1, 2)) for k in range(4)]
+    turned += [image[:, :, ::-1] for image in turned]
+    counts = np.zeros(8)
+    for sky in skies(library, ALONE, 240).numpy():
+        seen = sky[0] > 0
+        # Roll the source off the edges: its first row and column follow an empty one.
+        row = next(i for i in range(64) if seen[i].any() and not seen[i - 1].any())
+        column = next(i for i in range(64) if seen[:, i].any() and not seen[:, i - 1].any())
+        found = np.roll(sky, (-row, -column), (1, 2))[:, :16, :16]
+        counts[[np.array_equal(found, image) for image in turned].index(True)] += 1
+    assert counts.sum() == 240
+    assert ((counts - 30) ** 2 / 30).sum() < 24.3  # χ² of 7 degrees of freedom: one seed in a thousand
+
+
+def test_flux_and_numbers_of_sources():
+    """Equal sources, so that a sky's flux counts them: 1 + Poisson, and empty skies as often as asked for."""
+    library, crowding = library_of([gaussian_stamp([100.0] * 6, 0.3, 32)]), Crowding(4.0, 0.1, flux_scatter=0.0)
+    flux = float(library.flux[32][0, 0])
+    counts = skies(library, crowding, 600).double().sum((2, 3)) / flux
+    whole = counts.round()
+    torch.testing.assert_close(counts, whole, rtol=1e-5, atol=1e-5)
+    numbers = whole[:, 0]
+    filled = numbers[numbers > 0]
+    assert abs(float((numbers == 0).double().mean()) - 0.1) < 4 * (0.1 * 0.9 / 600) ** 0.5
+    assert abs(float(filled.mean()) - 4) < 4 * (3 / len(filled)) ** 0.5
+    assert abs(float(filled.var()) - 3) < 4 * (3 * (1 + 2 * 3) / len(filled)) ** 0.5  # Poisson: λ(1 + 2λ)/n
+
+
+def test_flux_scatter_is_lognormal():
+    library = library_of([gaussian_stamp([100.0] * 6, 0.3, 32)])
+    crowding = replace(ALONE, flux_scatter=0.2)
+    logs = (skies(library, crowding, 400).sum((2, 3))[:, 0] / library.flux[32][0, 0]).log10()
+    assert abs(float(logs.mean())) < 4 * 0.2 / 20
+    assert abs(float(logs.std()) - 0.2) < 4 * 0.2 / (2 * 400) ** 0.5
+
+
+@pytest.mark.parametrize("profile", ["exponential", "star"])
+def test_the_true_scene_is_galsims(profile):
+    """At the target PSF, at the scene's pixel centres. To 2e-4 of the peak: float16 stamps and the stamp's edge."""
+    source = galsim.Exponential(half_light_radius=0.2) if profile == "exponential" else galsim.Gaussian(fwhm=1e-3)
+    size, scene = 256, Grid.centred((128, 128), 0.1)
+    seen = galsim.Convolve(source, galsim.Gaussian(fwhm=PSF_FWHM)).withFlux(500.0)
+    stamp = seen.drawImage(nx=size, ny=size, scale=PIXEL, method="no_pixel", dtype=float).array
+    sky = torch.tensor(stamp.copy())[None, None]
+    found = scene_of(sky, sky_grid(scene, PIXEL), PSF_FWHM, scene, TARGET_FWHM)[0, 0].numpy()
+    # Scene pixel (0, 0) lies on sky pixel (0, 0), so the stamp's middle is 0.25 scene pixels beyond the scene's.
+    target = galsim.Convolve(source, galsim.Gaussian(fwhm=TARGET_FWHM)).withFlux(500.0)
+    expected = target.drawImage(nx=128, ny=128, scale=0.1, method="no_pixel", offset=(0.25, 0.25), dtype=float).array
+    assert np.abs(found - expected).max() < 2e-4 * expected.max()
+    assert found.sum() == pytest.approx(stamp.sum(), rel=1e-9)
+
+
+def model_of(simulator, observations):
+    return ForwardModel(simulator.grid, BANDS, TARGET_FWHM, observations)
+
+
+def worst(simulator, mock, observations=None) -> dict[str, float]:
+    """Largest difference between the images and A · truth over the image's peak, by band."""
+    model = model_of(simulator, observations or mock.observations)
+    pairs = zip(BANDS, mock.observations, model(mock.truth), strict=True)
+    return {band.name: float((o.image - seen).abs().max() / seen.max()) for band, o, seen in pairs}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_noiseless_images_are_the_forward_model_of_the_truth(geometry):
+    """Seeing, shapes, wings and dithers vary; sources so bright that their Poisson noise is 1e-5 of the peak."""
+    conditions = replace(Conditions(), margin=0.0, drop_band=0.0, drop_ground=0.0, drop_vis=0.0, drop_all=0.0)
+    simulator = simulator_of((geometry,), conditions, gaussian_library(1e9))
+    mock = simulator.expose(4, 1)
+    errors = worst(simulator, mock)
+    print(geometry, errors)
+    assert errors.pop("VIS") < 1e-3  # its stamp is a row smaller than the torus
+    assert max(errors.values()) < 2e-4
+    # A dither of the wrong sign, or of none, would be seen.
+    for factor in (-1.0, 0.0):
+        wrong = [replace(o, frame=replace(o.frame, shift=factor * o.frame.shift)) for o in mock.observations]
+        errors = worst(simulator, mock, wrong)
+        assert min(errors[band] for band in "grizy") > 0.02
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_stars_alias_in_vis_alone(geometry):
+    """Within the bounds of tests/reference/test_forward_galsim.py."""
+    star = library_of([gaussian_stamp([1e12] * 6, PSF_FWHM, 32)])
+    simulator = simulator_of((geometry,), STEADY, star)
+    errors = worst(simulator, simulator.expose(6, 2))
+    print(geometry, errors)
+    assert 1e-2 < errors.pop("VIS") < 3.5e-2
+    assert max(errors.values()) < 2e-4
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_noise_has_the_stated_variance(geometry):
+    """χ²/N about A · truth is 1 in every band, where sources shine and where they do not; four sampling errors."""
+    simulator = simulator_of((geometry,), replace(STEADY, depth=0.1, seeing=0.06), gaussian_library(3.0))
+    mock = simulator.expose(12, 3)
+    for o, seen in zip(mock.observations, model_of(simulator, mock.observations)(mock.truth), strict=True):
+        pull = (o.image - seen) * o.ivar.sqrt()
+        bright = o.ivar < 0.9 * o.ivar.amax((1, 2), keepdim=True)
+        for part in (pull, pull[bright], pull[~bright]):
+            assert abs(float(part.square().mean()) - 1) < 4 * (2 / part.numel()) ** 0.5, o.band.name
+            if o.band.name != "VIS":  # where sharp sources alias
+                assert abs(float(part.mean())) < 4 / part.numel() ** 0.5, o.band.name
+        assert bright.sum() > 50, o.band.name
+        lag = (pull[..., 1:] * pull[..., :-1]).mean()
+        assert abs(float(lag)) < 4 / pull.numel() ** 0.5
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_depth_of_empty_sky_is_the_surveys(geometry):
+    """Per arcsec², whatever the pixels: resampling to smaller ones adds no depth."""
+    simulator = simulator_of((geometry,), STEADY, crowding=Crowding(empty=1.0))
+    for o in simulator.expose(1, 0).observations:
+        survey = load_survey("euclid" if o.band.name == "VIS" else GEOMETRIES[geometry].survey)
+        expected = survey.depths[o.band.name].sky_sigma ** -2 / survey.pixel_scale**-2
+        assert float(o.ivar.max()) * o.frame.grid.scale**2 == pytest.approx(expected, rel=1e-5)
+        assert torch.equal(o.ivar, o.ivar[:, :1, :1].expand_as(o.ivar))
+
+
+@pytest.mark.parametrize(
+    ("chance", "missing"),
+    [("drop_band", "grizy"), ("drop_ground", "grizy"), ("drop_vis", ("VIS",)), ("drop_all", ("VIS", *"grizy"))],
+)
+def test_dropped_bands_say_nothing(chance, missing):
+    simulator = simulator_of(("lsst",), replace(STEADY, **{chance: 1.0}))
+    for o in simulator.draw(2, 0).observations:
+        gone = o.band.name in missing
+        assert o.present.tolist() == [not gone] * 2
+        assert bool((o.ivar > 0).all()) != gone
+        if gone:
+            assert not o.image.any()
+
+
+def test_bands_are_dropped_as_often_as_asked_for():
+    simulator = simulator_of(("lsst",), replace(STEADY, drop_band=0.3, drop_all=0.1), size=16)
+    present = torch.stack([o.present for o in simulator.draw(1500, 0).observations]).double()
+    expected = [0.9, *[0.7 * 0.9] * 5]
+    for share, chance in zip(present.mean(1).tolist(), expected, strict=True):
+        assert abs(share - chance) < 4 * (chance * (1 - chance) / 1500) ** 0.5
+    # Ground bands go one by one, the whole sky at once.
+    assert abs(float((present.sum(0) == 0).double().mean()) - 0.1) < 4 * (0.09 / 1500) ** 0.5
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_margin_is_unseen(geometry):
+    """Pixels whose centre, dither included, is within 0.8 arcsec of the torus's edge."""
+    simulator = simulator_of((geometry,), replace(STEADY, margin=1.0, margin_width=(0.8, 0.8)))
+    for o in simulator.draw(3, 4).observations:
+        grid = o.frame.grid
+        for scene in range(3):
+            axes = [
+                grid.origin[i] + grid.scale * np.arange(grid.shape[i]) + float(o.frame.shift[scene, i]) for i in (0, 1)
+            ]
+            inside = [np.abs(axis) <= 2.4 for axis in axes]
+            assert np.array_equal((o.ivar[scene] > 0).numpy(), np.outer(*inside))
+            assert 0 < inside[0].sum() < grid.shape[0]
+
+
+def test_margins_have_the_stated_share_and_width():
+    simulator = simulator_of(("lsst",), replace(STEADY, margin=0.3, margin_width=(0.4, 0.6)), size=32)
+    seen = (simulator.draw(600, 4).observations[0].ivar > 0).double().mean((1, 2))
+    assert abs(float((seen < 1).double().mean()) - 0.3) < 4 * (0.21 / 600) ** 0.5
+    sides = 3.2 * seen[seen < 1].sqrt()
+    assert 1.9 <= float(sides.min()) < 2.1
+    assert 2.3 < float(sides.max()) <= 2.5  # 3.2 − 2 · 0.4, to a pixel of 0.1
+
+
+def test_kolmogorov_and_shear_are_galsims():
+    grid = Grid.centred((64, 64), 0.05)
+    shear = torch.tensor([[0.0, 0.0], [0.05, -0.03]], dtype=torch.float64)
+    k = sheared_wavenumber(grid, shear)
+    np.testing.assert_allclose(k[0].numpy(), wavenumber(grid), rtol=1e-12)
+    found = kolmogorov_transfer(k, torch.full((2, 1, 1), 0.7, dtype=torch.float64)).numpy()
+    ky, kx = np.fft.fftfreq(64, 0.05), np.fft.rfftfreq(64, 0.05)
+    for image, (g1, g2) in zip(found, shear.tolist(), strict=True):
+        psf = galsim.Kolmogorov(fwhm=0.7).shear(g1=g1, g2=g2)
+        expected = [[psf.kValue(2 * np.pi * x, 2 * np.pi * y).real for x in kx] for y in ky]
+        np.testing.assert_allclose(image, expected, atol=1e-3)  # GalSim has 0.9759 where Fried has 0.976
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_ground_psfs_are_galsims(geometry):
+    """Pixel included, on the observed pixels; 1e-3 of the peak, for a torus of 25.6 arcsec folds the far wings back."""
+    simulator = simulator_of((geometry,), size=256)
+    survey = load_survey(GEOMETRIES[geometry].survey)
+    for o in simulator.expose(1, 0).observations[1:]:
+        stamp, scale = o.frame.psf[0].double().numpy(), o.frame.grid.scale
+        n = len(stamp)
+        psf = galsim.Kolmogorov(fwhm=survey.depths[o.band.name].fwhm)
+        expected = psf.drawImage(nx=n, ny=n, scale=scale, dtype=float).array
+        assert n == min(o.frame.grid.shape), "no row of the torus is lost"
+        assert np.abs(stamp - expected / expected.sum()).max() < 1e-3 * expected.max(), o.band.name
+
+
+def test_vis_psf_is_the_q1_one():
+    """FWHM 0.19 arcsec and 17 % of the flux in the central pixel, pixel included (see VIS_JITTER_FWHM)."""
+    simulator = simulator_of(("lsst",))
+    assert float(simulator.expose(1, 0).observations[0].frame.psf.amax()) == pytest.approx(0.17, abs=0.01)
+    fine = Grid.centred((256, 256), 0.01)
+    pixel = np.sinc(np.fft.fftfreq(256, 0.01)[:, None] * 0.1) * np.sinc(np.fft.rfftfreq(256, 0.01) * 0.1)
+    transfer = vis_transfer(torch.tensor(wavenumber(fine)), torch.tensor(0.13)).numpy() * pixel
+    row = np.fft.irfft2(transfer)[0, :40]
+    half = np.interp(-row[0] / 2, -row, 0.01 * np.arange(40))
+    assert 2 * half == pytest.approx(0.19, abs=0.005)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_mocks_follow_the_seed(geometry):
+    simulator = simulator_of((geometry,), Conditions())
+    first, again, other = simulator.draw(3, 7), simulator.draw(3, 7), simulator.draw(3, 8)
+    assert torch.equal(first.truth, again.truth)
+    assert not torch.equal(first.truth, other.truth)
+    for a, b, c in zip(first.observations, again.observations, other.observations, strict=True):
+        for x, y in ((a.image, b.image), (a.ivar, b.ivar), (a.frame.psf, b.frame.psf), (a.frame.shift, b.frame.shift)):
+            assert torch.equal(x, y)
+        assert not torch.equal(a.image, c.image)
+        assert not torch.equal(a.frame.psf, c.frame.psf)
+
+
+def test_batches_go_round_the_geometries():
+    simulator = simulator_of(tuple(GEOMETRIES), size=16)
+    scales = [simulator.draw(1, seed).observations[1].frame.grid.scale for seed in range(60)]
+    assert {round(s, 3) for s in scales} == {0.1, 0.168, 0.2}
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES)
+def served(request, tmp_path_factory):
+    """A mock on a torus of 64 with a margin of 16, and its folder."""
+    conditions = replace(STEADY, seeing=0.06, ellipticity=0.03, margin=1.0, margin_width=(1.6, 1.6))
+    simulator = simulator_of((request.param,), conditions, gaussian_library(3.0))
+    mock = simulator.expose(1, 11)
+    folder = tmp_path_factory.mktemp(request.param)
+    write_mock_field(folder, "mock", mock, BANDS, simulator.grid, TARGET_FWHM, 16)
+    return mock, read_field(folder / "scene.yaml"), folder
+
+
+def test_mock_fields_hold_the_core(served):
+    mock, field, folder = served
+    assert field.grid.shape == (32, 32)
+    truth = read_truth(folder)
+    np.testing.assert_array_equal(truth.flux, mock.truth[0, :, 16:-16, 16:-16].numpy())
+    corners = [[0.0, 0.0], [31.0, 0.0], [10.0, 20.0]]
+    here, there = (w.pixel_to_world_values(*np.transpose(corners)[::-1]) for w in (truth.wcs, field.wcs))
+    np.testing.assert_allclose(here, there, atol=1e-9)  # degrees; 4 µas
+    ra = field.wcs.pixel_to_world_values([0, 31], [0, 0])[0]
+    assert ra[0] > ra[1], "east is to the left"
+    for o, before in zip(field.observations, mock.observations, strict=True):
+        seen = before.ivar[0] > 0
+        assert o.band.name == before.band.name
+        assert torch.equal(o.image.flatten(), before.image[0][seen])
+        assert torch.equal(o.ivar.flatten(), before.ivar[0][seen])
+        torch.testing.assert_close(o.frame.psf, before.frame.psf)
+
+
+def chi2(mock, field, roll=(0, 0)) -> dict[str, tuple[float, int]]:
+    """χ²/N and N of a field's pixels about A · truth, with the torus's truth laid round the core."""
+    padded = pad_field(field.observations, field.grid, untrained())
+    (y, x), (height, width) = padded.corner, padded.grid.shape
+    # Scene pixel (16, 16) of the torus is core pixel (0, 0).
+    rows, columns = (np.arange(n) - start + 16 for n, start in ((height, y), (width, x)))
+    truth = mock.truth.roll(roll, (2, 3))[:, :, rows % 64][..., columns % 64]
+    model = ForwardModel(padded.grid, BANDS, TARGET_FWHM, padded.observations)
+    found = {}
+    for o, seen in zip(padded.observations, model(truth), strict=True):
+        inside = o.ivar > 0
+        found[o.band.name] = (float(((o.image - seen).square() * o.ivar)[inside].mean()), int(inside.sum()))
+    return found
+
+
+def test_mock_fields_agree_with_their_truth(served):
+    """A parity, a shift or a dither lost on the way through the sky would show in every band."""
+    mock, field, _ = served
+    for band, (value, count) in chi2(mock, field).items():
+        assert abs(value - 1) < 5 * (2 / count) ** 0.5 + (0.1 if band == "VIS" else 0), band
+    for roll in ((1, 0), (0, -1)):
+        print(chi2(mock, field, roll))
+        assert all(value > 1 + 10 * (2 / count) ** 0.5 for value, count in chi2(mock, field, roll).values())
