@@ -1,22 +1,30 @@
 # make demo   set up, simulate, train and score the demo; finished stages are reused
 # make test   the tests
 # make check  lint, format and types
-# PYTHON=python3.12 picks the interpreter of the environment, CONFIG=… another run.
+# PYTHON=python3.12 picks the interpreter of the environment; CONFIG=… RUN=… (its folder) another run.
 
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/demo.yaml
+RUN ?= runs/demo
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MODEL := $(RUN)/model
+SKY := $(RUN)/reconstructions
+SCENES := $(foreach geometry,lsst hsc mer,--scene $(RUN)/scenes/$(geometry)/scene.yaml)
+# Its own defaults, said aloud: accelerate warns of each that is not.
+LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: demo test check
 .DELETE_ON_ERROR:
 
 demo: $(READY)
-	$(BIN)/python scripts/simulate.py --config $(CONFIG)
-	$(BIN)/accelerate launch --quiet scripts/train.py --config $(CONFIG)
-	$(BIN)/python scripts/evaluate.py --config $(CONFIG)
+	$(BIN)/python scripts/simulate.py --config $(CONFIG) --run $(RUN)
+	$(LAUNCH) scripts/train.py --config $(CONFIG) --run $(RUN) $(if $(wildcard $(RUN)/checkpoints/step_*),--resume)
+	test $(SKY)/catalog.fits -nt $(MODEL)/model.safetensors || \
+	  $(BIN)/python scripts/reconstruct.py $(SCENES) --checkpoint $(MODEL) --output $(SKY)
+	$(BIN)/python scripts/evaluate.py --config $(CONFIG) --run $(RUN)
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -20,7 +20,7 @@ from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import Conditional, GaussianPosterior, GaussianPrior
 from jointdiff.scene import Band, Grid, Observation
 
-FIELDS = 6
+FIELDS = 7
 """Feature maps per band that the network sees."""
 
 
@@ -127,6 +127,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
                 / conditioning.gain,  # what x_t adds to the data
                 (x_t - given.mean) / level,  # what x_t holds as noise; bounded, as the one above
                 torch.asinh(given.mean / conditioning.noise),
+                torch.asinh(given.whiten(given.mean) / conditioning.gain),  # minus F, where the sky is empty
                 conditioning.maps.expand(len(x_t), -1, -1, -1),
             ],
             dim=1,
