@@ -75,12 +75,13 @@ def _device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _use_cores(processes: int) -> None:
+def _use_cores() -> None:
     """All cores for the processes of this machine: ``accelerate launch`` gives one thread to each."""
     import os
 
     import torch
 
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
 
 
@@ -142,11 +143,12 @@ def train(config: Config) -> None:
     from jointdiff.training import Trainer, resume_states
 
     run = Path(config.run)
-    if not (run / "library" / "index.json").is_file():
-        simulate(config)
     accelerator = Accelerator(log_with="tensorboard", project_dir=str(run))
-    _use_cores(accelerator.num_processes)
+    _use_cores()
     _refuse_other_run(config, run)
+    with accelerator.main_process_first():
+        if not (run / "library" / "index.json").is_file():
+            simulate(config)
     states = resume_states(run)
     finished = bool(states) and states[-1].name == f"step_{config.training.steps:08d}"
     if finished and (run / "model").is_dir():
@@ -163,8 +165,10 @@ def train(config: Config) -> None:
     denoiser.set_prior(prior)
     denoiser.network_dtype = build.network_dtype(config.training.mixed_precision, accelerator.device)
     trainer = Trainer(accelerator, denoiser, simulator, config.training, run)
-    if config.resume and states:
+    if states:
         trainer.resume()
+    elif config.resume:
+        accelerator.print(f"nothing to resume in {run / 'checkpoints'}/: starting at step 1")
     if accelerator.is_main_process:
         save_config(config, run / "config.yaml")
     trackers = {"tensorboard": {"purge_step": trainer.progress.step + 1}}
@@ -215,7 +219,7 @@ def evaluate(config: Config) -> None:
     from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
 
     run, device = Path(config.run), _device()
-    _use_cores(1)
+    _use_cores()
     denoiser = load_denoiser(run / "model").to(device)
     denoiser.network_dtype = build.network_dtype(config.training.mixed_precision, device)
     done = run / "evaluation" / "scoreboard.txt"

@@ -8,7 +8,8 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -93,22 +94,28 @@ class Trainer:
         accelerator.register_for_checkpointing(self.average, self.progress)
 
     def run(self, seed: int, validate: Validate | None = None) -> None:
-        """Take the remaining steps; validate and save on the way and at the end."""
-        settings, meter = self.settings, Meter(self.accelerator, self.settings)
-        while self.progress.step < settings.steps:
-            loss, each, level = self._step(seed, meter)
-            self.progress.step += 1
-            self.average.update(self.denoiser, self.progress.step)
-            meter.record(self.progress.step, loss, each, level, self.optimizer.param_groups[0]["lr"])
-            done = self.progress.step == settings.steps
-            if validate is not None and (done or self.progress.step % settings.validate_every == 0):
-                if self.accelerator.is_main_process:
-                    validate(self.average.denoiser, self.progress.step)
-                self.accelerator.wait_for_everyone()
-                meter.restart()
-            if done or self.progress.step % settings.checkpoint_every == 0:
-                self.save()
-        meter.close()
+        """Take the remaining steps; validate (on the main process) and save on the way and at the end."""
+        with Meter(self.accelerator, self.settings) as meter:
+            if self.progress.step == self.settings.steps:
+                self._save_model()
+            while self.progress.step < self.settings.steps:
+                loss, each, level = self._step(seed, meter)
+                self.progress.step += 1
+                self.average.update(self.denoiser, self.progress.step)
+                meter.record(self.progress.step, loss, each, level, self.optimizer.param_groups[0]["lr"])
+                with meter.paused():
+                    self._take_stock(validate)
+
+    def _take_stock(self, validate: Validate | None) -> None:
+        """Validate and save, where it is time to. Every process comes here: they wait for one another."""
+        step, settings = self.progress.step, self.settings
+        done = step == settings.steps
+        if done or step % settings.validate_every == 0:
+            if validate is not None and self.accelerator.is_main_process:
+                validate(self.average.denoiser, step)
+            self.accelerator.wait_for_everyone()
+        if done or step % settings.checkpoint_every == 0:
+            self.save()
 
     def _step(self, seed: int, meter: "Meter") -> tuple[Tensor, Tensor, Tensor]:
         step, batch = self.progress.step, self.settings.batch_size
@@ -120,7 +127,7 @@ class Trainer:
         generator = torch.Generator(self.accelerator.device).manual_seed(number)
         loss, each, level = self.loss(mock.truth, mock.observations, self.simulator.grid, generator)
         if not torch.isfinite(loss.detach()):
-            raise FloatingPointError(f"the loss is {float(loss)} at step {step + 1}")
+            raise FloatingPointError(f"the loss is {float(loss.detach())} at step {step + 1}")
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.loss.parameters(), self.settings.gradient_clip)
@@ -128,10 +135,15 @@ class Trainer:
         return loss.detach(), each, level
 
     def save(self) -> None:
-        """A resume state and the averaged model, each whole or not at all."""
+        """The averaged model, then a resume state: each whole or not at all, and the state last, as it ends a run."""
         states = self.folder / "checkpoints"
         final = states / f"step_{self.progress.step:08d}"
         temporary = states / f".{final.name}"
+        if self.accelerator.is_main_process:
+            for left in states.glob(".step_*"):  # by a run that was killed while it saved
+                shutil.rmtree(left)
+        self.accelerator.wait_for_everyone()
+        self._save_model()
         self.accelerator.save_state(str(temporary), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -139,18 +151,23 @@ class Trainer:
             os.replace(temporary, final)
             for old in resume_states(self.folder)[:-KEPT]:
                 shutil.rmtree(old)
-            save_denoiser(self.average.denoiser, self.folder / "model")
         self.accelerator.wait_for_everyone()
 
+    def _save_model(self) -> None:
+        if self.accelerator.is_main_process:
+            save_denoiser(self.average.denoiser, self.folder / "model")
+
     def resume(self) -> None:
-        """Go back to the last state. Raises InputError where there is none, or it is of another network."""
+        """Go back to the last state. Raises InputError where there is none, or it cannot be read."""
         states = resume_states(self.folder)
         if not states:
             raise InputError(f"resume: no checkpoint in {self.folder / 'checkpoints'}")
         try:
             self.accelerator.load_state(str(states[-1]))
-        except RuntimeError as error:
-            raise InputError(f"resume: {states[-1]} is of another network ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # each format in a state has exceptions of its own for a broken file
+            told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"
+            before = f"; remove it to go on from {states[-2].name}" if len(states) > 1 else ""
+            raise InputError(f"resume: cannot read {states[-1]} ({told}){before}") from error
 
 
 def resume_states(folder: Path) -> list[Path]:
@@ -165,7 +182,14 @@ class Meter:
         self._accelerator, self._settings = accelerator, settings
         self._waited = self._timed = 0.0
         self._bar = self._new_bar() if accelerator.is_main_process else None
-        self.restart()
+        self._restart()
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
     def _new_bar(self):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -176,10 +200,16 @@ class Meter:
         bar.start()
         return bar
 
-    def restart(self) -> None:
-        """Forget the time that passed outside of training."""
+    def _restart(self) -> None:
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self._start = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time that the block takes."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def data(self, step: int) -> "_Clock":
         """Times drawing a batch, on the steps that are logged: waiting for the device costs."""
@@ -207,12 +237,7 @@ class Meter:
             self._bar.update(self._task, completed=step, description=text)
             if not self._bar.console.is_terminal and step % (10 * self._settings.log_every) == 0:
                 self._bar.console.print(f"step {step} of {self._settings.steps}: {text}", highlight=False)
-        self.restart()
-
-    def close(self) -> None:
-        """Takes the progress bar down."""
-        if self._bar is not None:
-            self._bar.stop()
+        self._restart()
 
 
 class _Clock:
