@@ -5,7 +5,7 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 
 from pathlib import Path
 
-from jointdiff.settings import Config
+from jointdiff.settings import Config, require
 
 PRIOR_SCENES = 512
 """Simulated scenes that Γ is measured on."""
@@ -53,10 +53,26 @@ def simulator(config: Config, split: str, margin: int | None = None, geometries=
         width = margin * scene.pixel_scale
         conditions = replace(complete(conditions), margin=float(margin > 0), margin_width=(width, width))
     size = scene.size + 2 * (margin or 0)
+    _check_library(config)
     library = load_library(Path(config.run) / "library", split, bands(config)).to(device)
     crowding = Crowding(scene.mean_sources, scene.empty_fraction)
     grid = Grid.centred((size, size), scene.pixel_scale)
     return Simulator(library, grid, scene.target_fwhm, crowding, conditions, geometries or scene.geometries)
+
+
+def _check_library(config: Config) -> None:
+    """Raises InputError if the run's library was drawn with other settings than the config's."""
+    from dataclasses import asdict
+
+    from jointdiff.io.shards import read_index
+
+    folder = Path(config.run) / "library"
+    index = read_index(folder)
+    held = index["settings"] | {"seed": index["seed"], "count": sum(len(r["entries"]) for r in index["shards"])}
+    wanted = asdict(sources(config)) | {"seed": config.seed, "count": config.library.count}
+    for name, value in wanted.items():
+        value = list(value) if isinstance(value, tuple) else value
+        require(held.get(name) == value, name, value, f"{held.get(name)} as in {folder}, or another run")
 
 
 def measure_prior(config: Config, source):

@@ -111,6 +111,11 @@ class NetworkConfig:
         require(bool(self.widths), "network.widths", "empty", "at least one width")
         require(all(width > 0 for width in self.widths), "network.widths", list(self.widths), "more than 0")
 
+    @property
+    def stride(self) -> int:
+        """Scene pixels on a side of the coarsest network pixel: UNet.stride."""
+        return 2 ** len(self.widths)
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -208,6 +213,9 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
+        size, stride = self.scene.size, self.network.stride
+        expected = f"a multiple of {stride} for network.widths {list(self.network.widths)}"
+        require(size % stride == 0, "scene.size", size, expected)
         require(bool(self.bands), "bands", "empty", "at least one band")
         for band in self.bands:
             require(self.bands.count(band) == 1, "bands", list(self.bands), f"band {band} once")
