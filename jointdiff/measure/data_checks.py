@@ -99,6 +99,8 @@ def _templates(mean: Tensor, names: Sequence[str], segments: Segments) -> Tensor
 
 def _project(templates: Tensor, channels: int, data: Data) -> list[Tensor]:
     """Observed templates, (K, h·w) float64 per observation."""
+    if len(templates) == 0:  # an empty sky
+        return [image.new_zeros(0, image.numel(), dtype=torch.float64) for image in data.images]
     chunks = []
     for part in templates.to(data.images[0]).split(_CHUNK):
         seen = data.forward(part[:, None].expand(-1, channels, -1, -1))
