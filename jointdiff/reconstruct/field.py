@@ -5,6 +5,7 @@ the core may shine into it. Only pixels whose centre lies in the core count (MET
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
 from jointdiff.forward import with_aliasing_floor
+from jointdiff.reconstruct.noise import CORRELATED, noise_correlation, with_colour_floor
 from jointdiff.scene import Frame, Grid, Observation
 
 MARGIN = 2.0
@@ -36,12 +38,14 @@ class PaddedField:
     """What was seen of a core, on the periodic grid around it.
 
     observations: of the core alone, in the order of the denoiser's bands. corner: (y, x) of core pixel (0, 0) in grid.
+    correlated: bands whose noise is not white, so that their stated errors are too small.
     """
 
     observations: tuple[Observation, ...]
     grid: Grid
     core: Grid
     corner: tuple[int, int]
+    correlated: tuple[str, ...] = ()
 
     def crop(self, images: Tensor) -> Tensor:
         """(…, H, W) on the grid to the core."""
@@ -73,12 +77,13 @@ def pad_field(
 ) -> PaddedField:
     """Check the observations (B = 1) of a core, cut what lies outside and lay a margin around it.
 
-    sources: file of each band's image, for messages. VIS gets its aliasing floor here, and nowhere else.
+    sources: file of each band's image, for messages. VIS gets its aliasing floor here, and a filter other than the
+    scene's the scatter of its colour term; nothing else may add them. Warns of correlated noise.
     Raises InputError for a band or a pixel scale that the denoiser was not trained on, and for unphysical pixels.
     """
     names = [band.name for band in denoiser.bands]
     weights = next(denoiser.parameters())
-    kept = []
+    kept, correlated = [], []
     for observation in observations:
         label = observation.band.name
         place = f" ({sources[label]})" if sources and label in sources else ""
@@ -86,8 +91,12 @@ def pad_field(
             raise InputError(f"{label}: the checkpoint is of another band set, {', '.join(names)}{place}")
         _check_pixels(observation, label, place)
         cut = _cut(observation, core)
-        if cut is not None:
-            kept.append(with_aliasing_floor(cut).to(weights.device, weights.dtype))
+        if cut is None:
+            continue
+        if _is_correlated(cut, label, place):
+            correlated.append(label)
+        floored = with_colour_floor(with_aliasing_floor(cut), denoiser.bands)
+        kept.append(floored.to(weights.device, weights.dtype))
     if not kept:
         raise InputError(f"no observed pixel lies in the field of {core.shape[0]} × {core.shape[1]} pixels")
     reference = next((o.band.name for o in observations if o.frame.grid == core), "grid")
@@ -95,7 +104,17 @@ def pad_field(
     kept.sort(key=lambda o: (names.index(o.band.name), o.band.filter))
     margin = MARGIN * max(psf_fwhm(o.frame) for o in kept) / core.scale
     grid, corner = _with_margin(core, margin, denoiser.network.stride)
-    return PaddedField(tuple(kept), grid, core, corner)
+    return PaddedField(tuple(kept), grid, core, corner, tuple(sorted(set(correlated), key=names.index)))
+
+
+def _is_correlated(observation: Observation, label: str, place: str) -> bool:
+    """Whether neighbouring pixels share their noise; warns if they do."""
+    correlation = noise_correlation(observation)
+    if not correlation > CORRELATED:
+        return False
+    text = f"{label}: noise is correlated (lag-1 {correlation:.2f}): stated errors assume white noise{place}"
+    warnings.warn(text, stacklevel=3)
+    return True
 
 
 def psf_fwhm(frame: Frame) -> float:
