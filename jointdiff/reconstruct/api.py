@@ -11,13 +11,13 @@ from jointdiff.reconstruct.base import NoiseStream, Reconstructor
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.field import check_size, pad_field
 from jointdiff.reconstruct.wiener import Wiener
-from jointdiff.scene import Band, Grid, Observation, Scene
+from jointdiff.scene import Band, Grid, Observation
 
 METHODS = ("diffusion", "wiener")
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class SkySamples:
     """Samples (S, C, H, W) and posterior mean (C, H, W) of a sharp sky, nJy per pixel; target_fwhm in arcsec."""
 
     samples: Tensor
@@ -30,11 +30,6 @@ class Reconstruction:
     def std(self) -> Tensor:
         """Posterior standard deviation (C, H, W), nJy per pixel."""
         return self.samples.std(0)
-
-    @property
-    def scenes(self) -> Scene:
-        """The samples as a Scene."""
-        return Scene(self.samples, self.bands, self.grid, self.target_fwhm)
 
 
 def build_reconstructor(method: str, denoiser: Denoiser, evaluations: int = 8) -> Reconstructor:
@@ -53,7 +48,7 @@ def reconstruct(
     grid: Grid | None = None,
     name: str = "scene",
     evaluations: int = 8,
-) -> Reconstruction:
+) -> SkySamples:
     """Sample the sharp sky of one field from its observations (B = 1).
 
     grid: pixels to reconstruct, by default those of VIS. seed, name: of the random numbers. evaluations: of the network
@@ -70,4 +65,4 @@ def reconstruct(
     field = pad_field(observations, grid, denoiser)
     check_size(field, num_samples, len(denoiser.bands), name)
     draws = reconstructor.sample(field.observations, field.grid, num_samples, NoiseStream(seed, name))
-    return Reconstruction(field.crop(draws.samples), field.crop(draws.mean), denoiser.bands, grid, denoiser.target_fwhm)
+    return SkySamples(field.crop(draws.samples), field.crop(draws.mean), denoiser.bands, grid, denoiser.target_fwhm)
