@@ -23,6 +23,9 @@ from jointdiff.survey import BANDS, FILTERS
 _FIELD_KEYS = ("name", "reference", "observations")
 _ENTRY_KEYS = ("band", "image", *NOISE, "mask", "psf", "filter", "zeropoint")
 
+_RESERVED = ("catalog.fits", "reconstruct.yaml")
+"""Files that a reconstruction writes beside its scenes' folders, so no scene may be named like one."""
+
 _MAX_BYTES = 1_000_000
 """Largest scene.yaml that is read: a real one has under 2,000 bytes."""
 
@@ -135,6 +138,8 @@ def _read_yaml(path: Path) -> tuple[str, str, list[Entry]]:
     name, reference, items = (content[key] for key in _FIELD_KEYS)
     if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise InputError(f"name: {name!r} cannot name a folder: use letters, digits and ._+-, in quotes ({path})")
+    if name.lower() in _RESERVED:
+        raise InputError(f"name: {name!r} is a file of the output folder: choose another name ({path})")
     if not isinstance(items, list) or not items:
         raise InputError(f"observations: expected a list of at least one ({path})")
     entries: list[Entry] = []

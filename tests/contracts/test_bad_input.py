@@ -93,6 +93,8 @@ BROKEN = {
     "unknown key": (_top(referense="VIS"), ["'referense'", "'reference'", "scene.yaml"]),
     "no name": (_text("reference: VIS\nobservations: []\n"), ["missing name", "scene.yaml"]),
     "name is a number": (_top(name=12), ["name: 12", "scene.yaml"]),
+    "name is the catalog's": (_top(name="catalog.fits"), ["'catalog.fits' is a file of the output", "scene.yaml"]),
+    "name is the settings'": (_top(name="Reconstruct.yaml"), ["'Reconstruct.yaml' is a file of the", "scene.yaml"]),
     "name leaves the folder": (_top(name="../a"), ["'../a'", "scene.yaml"]),
     "no observations": (_top(observations=[]), ["observations", "scene.yaml"]),
     "observation not a mapping": (_top(observations=["VIS"]), ["observation 1", "found str", "scene.yaml"]),
