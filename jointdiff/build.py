@@ -5,6 +5,7 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 
 from pathlib import Path
 
+from jointdiff.seeds import seed_of
 from jointdiff.settings import Config, require
 
 PRIOR_SCENES = 512
@@ -139,6 +140,4 @@ def network_dtype(precision: str, device):
 
 def number_of(config: Config, purpose: str, index: int) -> int:
     """The seed of everything that is drawn once per run."""
-    from jointdiff.training import key
-
-    return key(f"{purpose}/{config.seed}", index, 0)
+    return seed_of(purpose, config.seed, index)

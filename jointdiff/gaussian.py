@@ -245,7 +245,8 @@ class GaussianPosterior:
         self.weighted_data = model.adjoint([o.ivar * o.image for o in observations])  # Aᵀ N⁻¹ y
         self.data_precision = model.precision(ivars)
         self._model, self._ivars = model, ivars
-        even_data = model.adjoint([even_weights(o.ivar) * o.image for o in observations])
+        self._even = [even_weights(o.ivar) for o in observations]
+        even_data = model.adjoint([w * o.image for w, o in zip(self._even, observations, strict=True)])
         if amplitude is None:
             amplitude = evidence_amplitude(model, observations, gamma)
         self.amplitude = amplitude
@@ -316,11 +317,22 @@ class GaussianPosterior:
         return hits / average.clamp(min=1e-12)
 
     @cached_property
+    def footprint(self) -> Tensor:
+        """Where each band was seen (B, C, H, W), blurred by its PSF: up to 1, however deep; 0 where it was not."""
+        hits = self._hits(self._even)
+        return hits / hits.amax((-2, -1), keepdim=True).clamp(min=1e-12)
+
+    @cached_property
     def sigma_range(self) -> tuple[Tensor, Tensor]:
-        """(σ_min, σ_max), each (B,): 0.1 and 10 times bounds on the least and largest posterior standard deviation."""
-        smallest = self.precision.diagonal(dim1=-2, dim2=-1).sum(-1).flatten(1).amax(1).rsqrt()
-        largest = self.covariance.diagonal(dim1=-2, dim2=-1).sum(-1).flatten(1).amax(1).sqrt()
-        return 0.1 * smallest, 10 * largest
+        """(σ_min, σ_max), each (B,), in which a network can tell something of the posterior's modes.
+
+        0.2 times the standard deviation below which modes hold a twentieth of the posterior variance, and 5 times the
+        largest. Smaller modes than that are the prior's own: the solver draws them exactly in its last step.
+        """
+        variance = self.covariance.diagonal(dim1=-2, dim2=-1).flatten(1).sort(1).values
+        share = variance.cumsum(1) / variance.sum(1, keepdim=True)
+        low = variance.gather(1, (share < 0.05).sum(1, keepdim=True)).squeeze(1)
+        return 0.2 * low.sqrt(), 5 * variance[:, -1].sqrt()
 
     @cached_property
     def modes(self) -> tuple[Tensor, Tensor]:

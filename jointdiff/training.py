@@ -4,7 +4,6 @@ Nothing is carried from step to step but the weights, their moving average and t
 was killed and resumed takes the very steps of one that was not.
 """
 
-import hashlib
 import os
 import shutil
 import time
@@ -21,6 +20,7 @@ from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.diffusion.loss import DenoisingLoss
 from jointdiff.errors import InputError
 from jointdiff.reconstruct.checkpoint import save_denoiser
+from jointdiff.seeds import seed_of
 from jointdiff.settings import TrainingConfig
 from jointdiff.simulate.mock import Simulator
 
@@ -69,12 +69,6 @@ def learning_rate(step: int, settings: TrainingConfig) -> float:
     return settings.learning_rate * min(1.0, up, down)
 
 
-def key(seed: int | str, rank: int, images: int) -> int:
-    """The seed of one step's random numbers on one process."""
-    digest = hashlib.sha256(f"{seed}/{rank}/{images}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
-
-
 class Trainer:
     """One run: a denoiser, the mocks it learns from, and the folder that holds its states.
 
@@ -119,12 +113,12 @@ class Trainer:
 
     def _step(self, seed: int, meter: "Meter") -> tuple[Tensor, Tensor, Tensor]:
         step, batch = self.progress.step, self.settings.batch_size
-        number = key(seed, self.accelerator.process_index, step * batch)
+        number = seed_of("training", seed, self.accelerator.process_index, step * batch)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
         with meter.data(step + 1):
             mock = self.simulator.draw(batch, number)
-        generator = torch.Generator(self.accelerator.device).manual_seed(number)
+        generator = torch.Generator(self.accelerator.device).manual_seed(seed_of("noise", number))
         loss, each, level = self.loss(mock.truth, mock.observations, self.simulator.grid, generator)
         if not torch.isfinite(loss.detach()):
             raise FloatingPointError(f"the loss is {float(loss.detach())} at step {step + 1}")
@@ -224,7 +218,7 @@ class Meter:
         loss, each, level = (self._accelerator.gather(values) for values in (loss, each, level))
         seconds, count = time.perf_counter() - self._start, len(self._rows)
         values = {"loss/train": float(loss.mean()), "rate/learning_rate": rate}
-        values["rate/images_per_second"] = len(each) / seconds
+        values["rate/images_per_second"] = len(each) / self._settings.noise_levels / seconds
         if self._timed:
             values["rate/data_share"] = self._timed * count / seconds
         for index in range(LEVELS):

@@ -6,11 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from jointdiff.diffusion.denoiser import Conditioning, Denoiser
+from jointdiff.forward import half_plane_weights, wavenumber
 from jointdiff.gaussian import evidence_amplitude, scene_amplitude
 from jointdiff.scene import Grid, Observation
 
 AMPLITUDE_SCATTER = 0.3
 """Dex by which the amplitude of a scene without data differs from the true one, which nobody knows."""
+
+WIDER = 2.0
+"""Factor by which noise levels in training reach beyond those of the solver, on both sides."""
+
+MARGIN = 0.05
+"""Weight in the loss of a pixel that no observation sees."""
+
+BOOST = 10.0
+"""Extra weight in the loss of the largest scales."""
 
 FAINTEST = 0.1
 """Amplitude (nJy) below which a scene without data is trained as if it had this one: empty skies."""
@@ -19,9 +29,9 @@ FAINTEST = 0.1
 class DenoisingLoss(nn.Module):
     """The loss of one batch: a module, so that one wrapper synchronises its gradients.
 
-    The target of the network is (Lᵀ (x − μ)) / g, of unit scale. The margin, where nothing is known, does not count:
-    a bright source there would outweigh all that can be learnt. The weight is a function of the data alone, so the
-    minimum stays the conditional mean.
+    The target of the network is (Lᵀ (x − μ)) / g, of unit scale. The margin, where nothing is known, hardly counts: a
+    bright source there would outweigh all that can be learnt. Weights are a function of the data alone, or of
+    frequency, so the minimum stays the conditional mean.
     """
 
     def __init__(self, denoiser: Denoiser, levels: int):
@@ -45,14 +55,16 @@ class DenoisingLoss(nn.Module):
             features, scalars, targets = (torch.cat(parts) for parts in zip(*noisy, strict=True))
             weight = loss_weight(conditioning).repeat(self.levels, 1, 1, 1)
         output = self.denoiser.network_output(features, scalars)
-        each = (weight * (output - targets).square()).mean((1, 2, 3))
-        return each.sum() / weight.mean((1, 2, 3)).sum(), each.detach(), shares
+        total = weight.mean((1, 2, 3))
+        each = spectral_norm(weight.sqrt() * (output - targets), grid)
+        return each.sum() / total.sum(), each.detach() / total, shares
 
     def _noisy(
         self, truth: Tensor, share: Tensor, conditioning: Conditioning, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The network's inputs at one noise level per scene, and its target."""
         low, high = conditioning.posterior.sigma_range
+        low, high = low / WIDER, high * WIDER
         sigma = low * (high / low) ** share
         noise = torch.randn(truth.shape, device=truth.device, generator=generator)
         features, scalars, given = self.denoiser.inputs(truth + sigma.view(-1, 1, 1, 1) * noise, sigma, conditioning)
@@ -70,7 +82,20 @@ class DenoisingLoss(nn.Module):
 
 
 def loss_weight(conditioning: Conditioning) -> Tensor:
-    """(B, 1, H, W), from the data alone: 1 for pixels that some band covers; 1 everywhere in a scene without data."""
-    best = conditioning.posterior.coverage.amax(1, keepdim=True)
-    most = best.amax((-2, -1), keepdim=True)
-    return torch.where(most > 0, (2 * best / most.clamp(min=1e-12) - 0.5).clamp(0, 1), 1.0)
+    """(B, 1, H, W), from the data alone: 1 for pixels that some band sees, MARGIN where none does.
+
+    1 everywhere in a scene without data.
+    """
+    best = conditioning.posterior.footprint.amax(1, keepdim=True)
+    return torch.where(best.amax((-2, -1), keepdim=True) > 0, (2 * best - 0.5).clamp(MARGIN, 1), 1.0)
+
+
+def spectral_norm(field: Tensor, grid: Grid) -> Tensor:
+    """Mean square (B,) of a field (B, C, H, W), with more weight on the few modes that make up fluxes.
+
+    1 + BOOST exp(-k²/2) at k cycles/arcsec, over its mean: apertures of 0.5 arcsec pass 3 % of all modes.
+    """
+    k = torch.as_tensor(wavenumber(grid)).to(field)
+    weights = (1 + BOOST * torch.exp(-k.square() / 2)) * torch.as_tensor(half_plane_weights(grid)).to(field)
+    power = torch.fft.rfft2(field, norm="ortho").abs().square().mean(1)
+    return (weights * power).sum((-2, -1)) / weights.sum()

@@ -5,12 +5,13 @@ DPM-Solver, Lu et al. 2022, arXiv 2206.00927, but about the Wiener posterior ins
 
     x′ = μ₀ + R (x − μ₀) + Φ (D − μ),  R = √((s²+σ′²)/(s²+σ²)),  Φ = √(s²+σ′²) [atan(σ/s) − atan(σ′/s)] √(s²+σ²)/(sσ)
 
-It is exact for F = 0 in any number of steps.
+It is exact for F = 0 in any number of steps; between steps F̃ is extrapolated linearly in log σ.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,31 +33,48 @@ def noise_levels(posterior: GaussianPosterior, evaluations: int) -> Tensor:
     return torch.cat([levels, torch.zeros_like(levels[:1])])
 
 
-class ModeStep:
-    """One step in the eigenbasis of S₀."""
+class Flow:
+    """The probability flow in the eigenbasis of S₀, where F̃ = (D − μ) √(s²+σ²)/(sσ) drives each mode."""
 
     def __init__(self, posterior: GaussianPosterior):
         self._posterior = posterior
         self._s, self._vectors = posterior.modes
 
-    def _filter(self, gain: Tensor, image: Tensor) -> Tensor:
-        modes = apply(self._vectors.mT, spectrum(image))
-        return field(apply(self._vectors, gain * modes), self._posterior.grid)
+    def modes(self, image: Tensor) -> Tensor:
+        """Uᵀ x̂, the spectrum of an image (B, C, H, W) mode by mode."""
+        return apply(self._vectors.mT, spectrum(image))
+
+    def image(self, modes: Tensor) -> Tensor:
+        """The inverse of ``modes``."""
+        return field(apply(self._vectors, modes), self._posterior.grid)
 
     def start(self, centre: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """centre + (S₀ + σ²)^{1/2} noise."""
-        return centre + self._filter(torch.hypot(self._s, _column(sigma)), noise)
+        return centre + self.image(torch.hypot(self._s, _column(sigma)) * self.modes(noise))
 
-    def __call__(self, x: Tensor, residual: Tensor, sigma: Tensor, following: Tensor) -> Tensor:
-        s, now, then = self._s, _column(sigma), _column(following)
-        before, after = torch.hypot(s, now), torch.hypot(s, then)
-        turn = torch.atan2(s * (now - then), s.square() + now * then)  # atan(σ/s) − atan(σ′/s)
-        centre = self._posterior.mean
-        return (
-            centre
-            + self._filter(after / before, x - centre)
-            + self._filter(after * turn * before / (s * now), residual)
-        )
+    def force(self, residual: Tensor, sigma: Tensor) -> Tensor:
+        """F̃ of a residual D − μ."""
+        level = _column(sigma)
+        return self.modes(residual) * torch.hypot(self._s, level) / (self._s * level)
+
+    def step(self, x: Tensor, sigma: Tensor, following: Tensor, force: Tensor, slope: Tensor | None = None) -> Tensor:
+        """x at ``following`` from x at σ, for F̃ = force + slope · log(σ/ς) at ς between the two."""
+        s, now, then, centre = self._s, _column(sigma), _column(following), self._posterior.mean
+        drive = torch.atan2(s * (now - then), s.square() + now * then) * force  # ∫ dθ, θ = atan(ς/s)
+        if slope is not None:
+            drive = drive + self._moment(now, then) * slope
+        shrink = torch.hypot(s, then) / torch.hypot(s, now)
+        return centre + self.image(shrink * self.modes(x - centre) + torch.hypot(s, then) * drive)
+
+    def _moment(self, now: Tensor, then: Tensor) -> Tensor:
+        """∫ log(σ/ς) dθ(ς) from σ′ to σ, by Gauss–Legendre quadrature in log ς; σ′ = 0 stands for 10⁻³ σ."""
+        span = torch.log(now / torch.maximum(then, 1e-3 * now))
+        total = torch.zeros_like(self._s)
+        for node, weight in zip(*np.polynomial.legendre.leggauss(6), strict=True):
+            depth = 0.5 * (1 + node) * span
+            level = now * torch.exp(-depth)
+            total += 0.5 * weight * span * depth * self._s * level / (self._s.square() + level.square())
+        return total
 
 
 def _column(sigma: Tensor) -> Tensor:
@@ -67,11 +85,16 @@ def sample(residual: Residual, posterior: GaussianPosterior, levels: Tensor, noi
     """Scene samples (B, C, H, W).
 
     residual: D − μ of the denoiser. levels: σ (N, B), the last zero. noise: two independent white fields.
-    The start is drawn about D, not zero, so that a finite σ_max leaves no bias.
+    The start is drawn about D, not zero, so that a finite σ_max leaves no bias. From the second step on the force
+    follows the line through its last two values (Adams–Bashforth).
     """
-    step, high = ModeStep(posterior), levels[0]
-    x = posterior.mean + high.view(-1, 1, 1, 1) * noise[0]
-    x = step.start(posterior.given(x, high).mean + residual(x, high), high, noise[1])
+    flow, high = Flow(posterior), levels[0]
+    x = posterior.mean + _column(high) * noise[0]
+    x = flow.start(posterior.given(x, high).mean + residual(x, high), high, noise[1])
+    before: tuple[Tensor, Tensor] | None = None
     for sigma, following in pairwise(levels):
-        x = step(x, residual(x, sigma), sigma, following)
+        force = flow.force(residual(x, sigma), sigma)
+        slope = None if before is None else (force - before[0]) / torch.log(_column(before[1] / sigma))
+        x = flow.step(x, sigma, following, force, slope)
+        before = force, sigma
     return x

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from jointdiff.forward import with_aliasing_floor
 from jointdiff.scene import Grid, Observation
+from jointdiff.seeds import seed_of
 from jointdiff.simulate.compose import Crowding, compose, scene_of, sky_grid
 from jointdiff.simulate.library import Library
 from jointdiff.simulate.observe import GEOMETRIES, Conditions, Telescope
@@ -57,10 +58,10 @@ class Simulator:
 
     def expose(self, batch: int, seed: int) -> Mock:
         """Mocks as an archive serves them: the same for the same seed, on one kind of device."""
-        composer = torch.Generator().manual_seed(seed)
+        composer = torch.Generator().manual_seed(seed_of("compose", seed))
         geometry = self.geometries[int(torch.randint(len(self.geometries), (), generator=composer))]
         skies = self.skies(batch, composer)
-        observer = torch.Generator(self.device).manual_seed(seed)
+        observer = torch.Generator(self.device).manual_seed(seed_of("observe", seed))
         observations = self._telescope.observe(skies, GEOMETRIES[geometry], observer)
         return Mock(self.scenes(skies), observations)
 

@@ -47,7 +47,7 @@ class Conditions:
     ellipticity: float = 0.03
     wing: float = 0.15
     margin: float = 0.3
-    margin_width: tuple[float, float] = (0.0, 1.6)
+    margin_width: tuple[float, float] = (0.0, 2.0)
     drop_band: float = 0.1
     drop_ground: float = 0.03
     drop_vis: float = 0.03
@@ -91,11 +91,12 @@ class Telescope:
     def _expose(
         self, band: Band, frame: Frame, flux: Tensor, depth: Depth, scale: float, seen: Tensor, generator
     ) -> Observation:
-        """Adds sky and source Poisson noise; inverse variance from the noiseless model, never from noisy pixels."""
+        """Adds sky and source Poisson noise. The inverse variance is what a pipeline can know: no map of the truth."""
         sky = depth.sky_sigma * scale * 10 ** (self.conditions.depth * _normal((len(flux), 1, 1), flux, generator))
         variance = sky.square() + depth.poisson_variance(flux.clamp(min=0))
-        image = seen * (flux + variance.sqrt() * _normal(flux.shape, flux, generator))
-        return Observation(band, frame, image, seen / variance)
+        image = flux + variance.sqrt() * _normal(flux.shape, flux, generator)
+        known = sky.square() + depth.poisson_variance(significant_flux(image, sky))
+        return Observation(band, frame, seen * image, seen / known)
 
     def _frame(self, band: Band, depth: Depth, grid: Grid, batch: int, generator) -> tuple[Frame, Tensor, Tensor]:
         """A frame per scene; P̂ with the dither on the sky's frequencies, (B, H, W//2 + 1); the dither (B, 2)."""
@@ -157,6 +158,19 @@ class Telescope:
             sky = grid.origin[axis] + grid.scale * torch.arange(n, device=core.device) + dither[:, axis : axis + 1]
             inside.append((sky.abs() <= core[:, axis : axis + 1]).float())
         return inside[0].unsqueeze(2) * inside[1].unsqueeze(1)
+
+
+def significant_flux(image: Tensor, sky: Tensor, threshold: float = 3.0) -> Tensor:
+    """Smoothed image (B, h, w) where it exceeds ``threshold`` times its own sky noise, else zero, nJy per pixel.
+
+    A pipeline's model for source Poisson noise. Noisy pixels themselves would give low ones the larger weight, and the
+    noiseless image would tell the network the truth through the weights. sky: noise per pixel (B, 1, 1).
+    """
+    row = image.new_tensor([0.25, 0.5, 0.25])
+    kernel = torch.outer(row, row)
+    around = torch.nn.functional.pad(image.unsqueeze(1), (1, 1, 1, 1), mode="replicate")
+    smooth = torch.nn.functional.conv2d(around, kernel[None, None]).squeeze(1)
+    return torch.where(smooth > threshold * kernel.norm() * sky, smooth, 0.0)
 
 
 def _normal(shape, like: Tensor, generator: torch.Generator) -> Tensor:

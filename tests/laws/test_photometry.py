@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from jointdiff.measure import data_checks
 from jointdiff.measure.catalog import measure_images
 from jointdiff.measure.data_checks import Data, check_against_data
 from jointdiff.measure.detection import Segments, band_weights, grow
@@ -184,3 +185,26 @@ def test_band_without_data_is_nan_and_masked(segments, blend):
     assert np.isnan(checks.flux[:, 1]).all() and np.isnan(checks.chi2[:, 1]).all()
     np.testing.assert_allclose(checks.masked, [[0, 1, 0]] * 3)
     np.testing.assert_allclose(checks.flux[:, [0, 2]], np.array(TRUE_FLUX)[:, [0, 2]], rtol=1e-9)
+
+
+def test_memory_goes_with_the_light_not_with_the_sky(blend, segments, monkeypatch):
+    """Templates are whole images a few at a time only, and kept where they shine; the numbers are the same."""
+    expected = check_against_data(blend, NAMES, segments, observe(blend))
+    monkeypatch.setattr(data_checks, "_CHUNK", 2)
+    seen, kept, project = [], [], data_checks._project
+
+    def watched(scene: torch.Tensor) -> list[torch.Tensor]:
+        seen.append(len(scene))
+        return blur(scene)
+
+    def projected(*args):
+        kept.extend(project(*args))
+        return kept
+
+    monkeypatch.setattr(data_checks, "_project", projected)
+    data = observe(blend)
+    found = check_against_data(blend, NAMES, segments, Data(watched, data.images, data.ivars, data.bands))
+    assert max(seen) == 2
+    assert kept[0].nnz == np.count_nonzero(segments.labels)
+    np.testing.assert_array_equal(found.flux, expected.flux)
+    np.testing.assert_array_equal(found.chi2, expected.chi2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jointdiff.diffusion.denoiser import Denoiser
-from jointdiff.diffusion.sampler import ModeStep, noise_levels, sample
+from jointdiff.diffusion.sampler import Flow, noise_levels, sample
 from jointdiff.gaussian import apply, field, spectrum
 from jointdiff.scene import Grid
 from tests.laws.test_gaussian import GRID, posterior_of, prior
@@ -25,7 +25,7 @@ def test_solver_is_exact_for_zero_network_at_any_step_count(evaluations):
     noise = _noise(0)
     result = sample(lambda x, _: torch.zeros_like(x), posterior, levels, (noise[0], noise[1]))
     high = levels[0].view(-1, 1, 1, 1)
-    start = ModeStep(posterior).start(
+    start = Flow(posterior).start(
         posterior.given(posterior.mean + high * noise[0], levels[0]).mean, levels[0], noise[1]
     )
     s, vectors = posterior.modes
