@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, hstack, vstack
 from torch import Tensor
 
 from jointdiff.measure.detection import Segments
@@ -16,6 +17,9 @@ from jointdiff.scene import Band, Observation
 
 _CHUNK = 16
 """Sources projected at a time."""
+
+_FAINTEST = 1e-6
+"""Share of a template's peak below which float32 transforms leave only rounding; not kept."""
 
 
 @dataclass(frozen=True)
@@ -65,57 +69,68 @@ def check_against_data(mean: Tensor, names: Sequence[str], segments: Segments, d
     tᵀ N⁻¹ y / tᵀ N⁻¹ t; the error is the diagonal of the inverse. Light outside all segments is not in the model.
     """
     count, channels = len(segments), len(names)
-    templates = _templates(mean, names, segments)
-    projected = _project(templates, channels, data)
-    model = data.forward(mean[None].to(data.images[0]))
     flux, flux_err, chi2 = (np.full((count, channels), np.nan) for _ in range(3))
     masked = np.ones((count, channels))
-    for band in sorted(set(data.bands)) if count else []:
+    if count == 0:  # an empty sky
+        return DataChecks(flux, flux_err, chi2, masked)
+    projected = _project(_light(mean, names), segments, channels, data)
+    model = data.forward(mean[None].to(data.images[0]))
+    for band in sorted(set(data.bands)):
         chosen = [o for o, b in enumerate(data.bands) if b == band]
-        light = torch.cat([projected[o] for o in chosen], dim=1)
-        ivar = torch.cat([data.ivars[o].flatten() for o in chosen]).to(light)
-        image = torch.cat([data.images[o].flatten() for o in chosen]).to(light)
-        residual = image - torch.cat([model[o].flatten() for o in chosen]).to(light)
-        image, residual = (torch.where(ivar > 0, a, 0.0) for a in (image, residual))  # NaN pixels have zero weight
+        light = hstack([projected[o] for o in chosen], format="csr")
+        ivar, image, seen = (_pixels(images, chosen) for images in (data.ivars, data.images, model))
+        residual = image - seen
+        image, residual = (np.where(ivar > 0, a, 0.0) for a in (image, residual))  # NaN pixels have zero weight
         flux[:, band], flux_err[:, band] = _fit(light, image, ivar)
-        weight = light.abs() * (ivar > 0)
-        chi2[:, band] = ((weight @ (residual**2 * ivar)) / weight.sum(1)).cpu()
-        masked[:, band] = (light.square() @ (ivar <= 0).to(light) / light.square().sum(1)).cpu()
+        weight, square = abs(light), light.multiply(light).tocsr()
+        with np.errstate(invalid="ignore"):  # a source without light
+            chi2[:, band] = (weight @ (residual**2 * ivar)) / (weight @ (ivar > 0))
+            masked[:, band] = (square @ (ivar <= 0)) / _total(square)
     return DataChecks(flux, flux_err, chi2, masked)
 
 
-def _templates(mean: Tensor, names: Sequence[str], segments: Segments) -> Tensor:
-    """(K, H, W) float64, unit sum; NaN where a segment's VIS light is not positive."""
-    light = (mean[list(names).index("VIS")] if "VIS" in names else mean.sum(0)).double()
+def _light(mean: Tensor, names: Sequence[str]) -> Tensor:
+    """(H, W) float64: what the templates are cut from."""
+    return (mean[list(names).index("VIS")] if "VIS" in names else mean.sum(0)).double()
+
+
+def _pixels(images: Sequence[Tensor], chosen: Sequence[int]) -> np.ndarray:
+    """(P,) float64, all pixels of the chosen observations."""
+    return np.concatenate([images[o].detach().double().cpu().numpy().ravel() for o in chosen])
+
+
+def _project(light: Tensor, segments: Segments, channels: int, data: Data) -> list[csr_array]:
+    """Observed templates, sparse (K, h·w) per observation: a source's light ends where its PSF stamp does.
+
+    Only _CHUNK of them are ever whole images, so memory grows with the sources' light, not with sources × pixels. A
+    template is NaN, and its row empty, where a segment's light is not positive.
+    """
     labels = torch.as_tensor(segments.labels.astype(np.int64), device=light.device)
-    light = (
-        torch.stack([light * (labels == k + 1) for k in range(len(segments))])
-        if len(segments)
-        else light.new_zeros(0, *light.shape)
-    )
-    total = light.sum((-2, -1), keepdim=True)
-    return torch.where(total > 0, light / total, torch.nan)
+    numbers = torch.arange(1, len(segments) + 1, device=light.device)
+    rows: list[list[csr_array]] = [[] for _ in data.images]
+    for part in numbers.split(_CHUNK):
+        templates = light * (labels == part.view(-1, 1, 1))
+        total = templates.sum((-2, -1), keepdim=True)
+        templates = torch.where(total > 0, templates / total, torch.nan).to(data.images[0])
+        for row, image in zip(rows, data.forward(templates[:, None].expand(-1, channels, -1, -1)), strict=True):
+            seen = image.flatten(1).double()
+            bright = seen.abs() > _FAINTEST * seen.abs().amax(1, keepdim=True)
+            row.append(csr_array(torch.where(bright, seen, 0.0).cpu().numpy()))
+    return [vstack(row, format="csr") for row in rows]
 
 
-def _project(templates: Tensor, channels: int, data: Data) -> list[Tensor]:
-    """Observed templates, (K, h·w) float64 per observation."""
-    if len(templates) == 0:  # an empty sky
-        return [image.new_zeros(0, image.numel(), dtype=torch.float64) for image in data.images]
-    chunks = []
-    for part in templates.to(data.images[0]).split(_CHUNK):
-        seen = data.forward(part[:, None].expand(-1, channels, -1, -1))
-        chunks.append([image.flatten(1).double() for image in seen])
-    return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+def _total(light: csr_array) -> np.ndarray:
+    return np.asarray(light.sum(1)).ravel()
 
 
-def _fit(light: Tensor, image: Tensor, ivar: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _fit(light: csr_array, image: np.ndarray, ivar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Maximum-likelihood fluxes and errors (K,) of templates (K, P) on pixels (P,); NaN for sources without data."""
-    normal = ((light * ivar) @ light.mT).cpu().numpy()
-    right = ((light * ivar) @ image).cpu().numpy()
+    weighted = light.multiply(ivar).tocsr()
+    normal, right = (weighted @ light.T).toarray(), weighted @ image
     information = np.diag(normal)
     flux, error = np.full(len(normal), np.nan), np.full(len(normal), np.nan)
     # A source whose light only grazes the data by its wings is not measured by them.
-    full = light.square().sum(1).cpu().numpy() * float(ivar.max())
+    full = _total(light.multiply(light)) * ivar.max()
     seen = np.flatnonzero(information > 1e-3 * full)
     if len(seen):
         covariance = np.linalg.pinv(normal[np.ix_(seen, seen)], hermitian=True)
