@@ -65,8 +65,8 @@ class SceneConfig:
     Attributes:
         size: Scene pixels on a side.
         pixel_scale: Scene pixel in arcsec.
-        target_fwhm: FWHM of the Gaussian target PSF in arcsec.
-        mean_sources: Mean number of sources in a scene that is not empty.
+        target_fwhm: FWHM of the Gaussian target PSF in arcsec; at least two pixels.
+        mean_sources: Mean number of sources in a scene that is not empty; at least 1.
         empty_fraction: Fraction of scenes that are empty sky.
         geometries: Ground pixel grids to train on, one per batch.
         margin: Fraction of scenes observed only in a central core.
@@ -89,7 +89,11 @@ class SceneConfig:
     drop_all: float = 0.02
 
     def __post_init__(self) -> None:
-        positive(self, "scene.", "size pixel_scale target_fwhm mean_sources")
+        positive(self, "scene.", "size pixel_scale")
+        least = 2 * self.pixel_scale
+        expected = f"at least {least:g}, two pixels, or the scene would be aliased"
+        require(least * (1 - 1e-9) <= self.target_fwhm < float("inf"), "scene.target_fwhm", self.target_fwhm, expected)
+        require(1 <= self.mean_sources < float("inf"), "scene.mean_sources", self.mean_sources, "at least 1")
         fractions(self, "scene.", "empty_fraction margin drop_band drop_ground drop_vis drop_all")
         require(bool(self.geometries), "scene.geometries", "empty", "at least one geometry")
 
@@ -139,17 +143,17 @@ class TrainingConfig:
         mixed_precision: auto takes bf16 where the device has it.
     """
 
-    steps: int = 1000
+    steps: int = 1500
     batch_size: int = 8
     noise_levels: int = 2
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     warmup_steps: int = 100
     decay: float = 0.4
     weight_decay: float = 0.01
     ema_halflife: float = 50.0
     gradient_clip: float = 0.5
-    checkpoint_every: int = 200
-    validate_every: int = 500
+    checkpoint_every: int = 250
+    validate_every: int = 750
     validation_scenes: int = 12
     validation_samples: int = 8
     log_every: int = 10
@@ -195,7 +199,7 @@ class Config:
     Attributes:
         run: Folder of the run.
         seed: Seed of everything random.
-        bands: Scene bands, in the order of the scene's channels.
+        bands: Scene bands, VIS among them, in the order of the scene's channels.
         filters: Filter curve of each scene band.
         resume: Continue from the run's last checkpoint.
     """
@@ -216,7 +220,7 @@ class Config:
         size, stride = self.scene.size, self.network.stride
         expected = f"a multiple of {stride} for network.widths {list(self.network.widths)}"
         require(size % stride == 0, "scene.size", size, expected)
-        require(bool(self.bands), "bands", "empty", "at least one band")
+        require("VIS" in self.bands, "bands", list(self.bands), "VIS among them: its pixels are the scene's")
         for band in self.bands:
             require(self.bands.count(band) == 1, "bands", list(self.bands), f"band {band} once")
             require(band in self.filters, f"filters.{band}", "missing", "a filter for every band")

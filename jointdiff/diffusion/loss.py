@@ -16,9 +16,6 @@ AMPLITUDE_SCATTER = 0.3
 WIDER = 2.0
 """Factor by which noise levels in training reach beyond those of the solver, on both sides."""
 
-MARGIN = 0.05
-"""Weight in the loss of a pixel that no observation sees."""
-
 BOOST = 10.0
 """Extra weight in the loss of the largest scales."""
 
@@ -29,7 +26,7 @@ FAINTEST = 0.1
 class DenoisingLoss(nn.Module):
     """The loss of one batch: a module, so that one wrapper synchronises its gradients.
 
-    The target of the network is (Lᵀ (x − μ)) / g, of unit scale. The margin, where nothing is known, hardly counts: a
+    The target of the network is (Lᵀ (x − μ)) / g, of unit scale. The margin, where nothing is known, does not count: a
     bright source there would outweigh all that can be learnt. Weights are a function of the data alone, or of
     frequency, so the minimum stays the conditional mean.
     """
@@ -82,12 +79,12 @@ class DenoisingLoss(nn.Module):
 
 
 def loss_weight(conditioning: Conditioning) -> Tensor:
-    """(B, 1, H, W), from the data alone: 1 for pixels that some band sees, MARGIN where none does.
+    """(B, 1, H, W), from the data alone: 1 for pixels that some band sees, 0 where none does.
 
     1 everywhere in a scene without data.
     """
     best = conditioning.posterior.footprint.amax(1, keepdim=True)
-    return torch.where(best.amax((-2, -1), keepdim=True) > 0, (2 * best - 0.5).clamp(MARGIN, 1), 1.0)
+    return torch.where(best.amax((-2, -1), keepdim=True) > 0, (2 * best - 0.5).clamp(0, 1), 1.0)
 
 
 def spectral_norm(field: Tensor, grid: Grid) -> Tensor:

@@ -64,6 +64,17 @@ def image_error(norms: np.ndarray) -> np.ndarray:
     return np.sqrt(error / np.where(norm > 0, norm, np.nan))
 
 
+def typical_image_error(norms: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Median over the chosen scenes (N,) of each one's own relative error, (C,), from norms (N, 2, C).
+
+    Pooled scenes are ruled by the brightest; here each counts alike. chosen: by the data, as those with a source.
+    """
+    error, norm = np.moveaxis(np.asarray(norms)[chosen], 1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.sqrt(error / np.where(norm > 0, norm, np.nan))
+    return np.nanmedian(relative, 0) if len(relative) else np.full(np.shape(norms)[-1], np.nan)
+
+
 def residual_chi2(residual: np.ndarray, ivar: np.ndarray) -> tuple[float, int]:
     """Σ r²/σ² and the number of pixels of positive weight."""
     used = np.asarray(ivar) > 0

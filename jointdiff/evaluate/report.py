@@ -73,13 +73,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything that the scores need: scene names (N,), the truth's and each method's measurements."""
+    """Everything that the scores need: scene names (N,), the truth's and each method's measurements.
+
+    found: which scenes hold a source, by the reference.
+    """
 
     scenes: np.ndarray
     names: tuple[str, ...]
     truth: Measured
     estimates: dict[str, Measured]
     reference: str
+    found: np.ndarray
 
     @property
     def magnitude(self) -> np.ndarray:
@@ -122,7 +126,8 @@ def measure_scenes(
             collected.setdefault(method, []).append(_measure(estimate, scene, names, segments, sizes, scale))
         owners += [scene.name] * len(segments)
     joined = {method: _join(parts) for method, parts in collected.items()}
-    return Sources(np.array(owners, dtype=str), tuple(names), joined.pop(""), joined, reference)
+    found = np.isin([scene.name for scene in scenes], owners)
+    return Sources(np.array(owners, dtype=str), tuple(names), joined.pop(""), joined, reference, found)
 
 
 def score(sources: Sources, rng: np.random.Generator) -> Scores:
@@ -135,8 +140,10 @@ def score(sources: Sources, rng: np.random.Generator) -> Scores:
     for method, measured in sources.estimates.items():
         rows: dict[str, dict[str, float]] = {}
         errors = accuracy.image_error(measured.norms)
+        typical = accuracy.typical_image_error(measured.norms, sources.found)
         for band, name in enumerate(sources.names):
-            rows[name] = {"image_error": float(errors[band])} | _band_scores(sources, measured, band)
+            rows[name] = {"image_error": float(errors[band]), "image_error_typical": float(typical[band])}
+            rows[name] |= _band_scores(sources, measured, band)
             rows[name] |= _calibration(measured.samples[..., band], sources.truth.point[:, band], sources.scenes, rng)
             chi2, pixels = measured.chi2[:, band].sum(0)
             rows[name]["chi2"] = float(chi2 / pixels) if pixels else math.nan
@@ -189,13 +196,15 @@ def flatten(scores: Mapping, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 
 COLUMNS = (
-    ("image error", "image_error", "{:.3f}", True),
+    ("image error", "image_error_typical", "{:.3f}", True),
+    ("pooled", "image_error", "{:.3f}", True),
     ('bias 0.5"', "flux_bias", "{:+.1%}", False),
     ('bias 1.0"', "flux_bias_wide", "{:+.1%}", False),
     ("scatter", "flux_scatter", "{:.1%}", True),
     ("pull width", "pull_width", "{:.2f}", False),
     ("coverage", "coverage", "{:.1%}", False),
     ("CRPS (nJy)", "crps", "{:.2f}", True),
+    ("CRPS/sigma", "crps_relative", "{:.3f}", True),
     ("chi2/N", "chi2", "{:.3f}", False),
 )
 """Heading, number, format, and whether the ratio of two methods means something."""
@@ -221,7 +230,8 @@ def format_table(scores: Scores, bands: Sequence[str]) -> str:
             lines.append(
                 "".join(["".ljust(5), f"/ {other}".ljust(label), *(_cell(r, "{:.2f}") for r in ratios)]).rstrip()
             )
-    note = f"Fluxes in {APERTURE}″ radius; bias and scatter: sources above {MIN_SNR:.0f} sigma; coverage is nominally "
+    note = "Image error: median over scenes with a source, and pooled over all. "
+    note += f"Fluxes in {APERTURE}″ radius; bias and scatter: sources above {MIN_SNR:.0f} sigma; coverage is nominally "
     return "\n".join([*lines, f"{note}{calibration.COVERAGE_LEVEL:.1%}, pull width 1."])
 
 
@@ -278,7 +288,15 @@ def _band_scores(sources: Sources, measured: Measured, band: int) -> dict[str, f
         "flux_scatter": accuracy.scatter(point, truth),
         "flux_outliers": accuracy.outliers(point, truth),
         "sources_bright": float(bright.sum()),
+        "crps_relative": _relative_crps(sources, measured, band),
     }
+
+
+def _relative_crps(sources: Sources, measured: Measured, band: int) -> float:
+    """Mean CRPS in units of the reference's posterior deviation of each source: faint and bright ones count alike."""
+    deviation = sources.estimates[sources.reference].samples[..., band].std(0, ddof=1)
+    crps = calibration.crps(measured.samples[..., band], sources.truth.point[:, band])
+    return float((crps / deviation).mean()) if crps.size else math.nan
 
 
 def _spread(samples: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
