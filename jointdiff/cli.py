@@ -6,8 +6,10 @@ dataclass and calls the function of the same name in config.py. A user's mistake
 
 import re
 import sys
+import warnings
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher
 from importlib.metadata import version
@@ -38,11 +40,27 @@ def main(arguments: list[str]) -> int:
         elif command not in COMMANDS:
             raise InputError(f"unknown command {command}; did you mean {_closest(command, COMMANDS)}?")
         else:
-            getattr(config, command)(parse(command, arguments[1:]))
+            with _one_line_warnings():
+                getattr(config, command)(parse(command, arguments[1:]))
     except InputError as error:
         print("jointdiff:", *str(error).splitlines(), file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """What is odd but usable is told as a mistake is: in one line, without the code that noticed it."""
+
+    def one_line(message, category, filename, lineno, line=None) -> str:
+        return " ".join(["jointdiff: warning:", *str(message).split()]) + "\n"
+
+    usual = warnings.formatwarning
+    warnings.formatwarning = one_line  # only the format: who records warnings still gets them
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def parse(command: str, arguments: list[str]) -> Any:
@@ -55,7 +73,7 @@ def parse(command: str, arguments: list[str]) -> Any:
     files = list(_config_files(arguments))
     for path in files:
         _check_file(path, kind, parser)
-    _check_options(arguments, kind)
+    _check_options(arguments, command)
     try:
         values = parser.parse_args(arguments)
     except ArgumentError as error:
@@ -82,7 +100,8 @@ def build_parser(command: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file; options override it.")
     if kind is config.Config:
         parser.add_class_arguments(kind, skip={"resume"})
-        parser.add_argument("--resume", action=ActionYesNo, default=False, help="Continue from the last checkpoint.")
+        told = "Continue from the last checkpoint." if command == "train" else SUPPRESS
+        parser.add_argument("--resume", action=ActionYesNo, default=False, help=told)  # a file for train has the key
     else:
         parser.add_class_arguments(kind, skip={"scene"})
         scene_help = "A scene.yaml; repeat the option for more."
@@ -167,14 +186,16 @@ def _first_below(section: str, keys: dict[str, Any]) -> str:
     return next(key for key in keys if key.startswith(f"{section}."))
 
 
-def _check_options(arguments: list[str], kind: type) -> None:
-    types = dict(_keys(kind))
+def _check_options(arguments: list[str], command: str) -> None:
+    types = dict(_keys(COMMANDS[command]))
     options = [key for key, type_ in types.items() if not is_dataclass(type_)] + ["config", "help", "print_config"]
     mappings = tuple(f"{key}." for key, type_ in types.items() if get_origin(type_) is dict)
     for argument in arguments:
         if not argument.startswith("--"):
             continue
         key = argument[2:].split("=")[0].removesuffix("+")
+        if key in ("resume", "no_resume") and command != "train":
+            raise InputError(f"command line: --{key} is an option of train, not of {command}")
         if key not in options and key.removeprefix("no_") not in options and not key.startswith(mappings):
             closest = _closest(key, options)
             raise InputError(f"command line: unknown option --{key}; did you mean --{closest}?")

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict, replace
 
 import pytest
@@ -137,6 +138,10 @@ def test_scene_is_repeatable(yaml_file):
         ("training: 3", "training is 3, expected keys such as training.steps"),
         ("bands: VIS", "bands is 'VIS', expected a list"),
         ("bands: [VIS, g, g]", "bands is ['VIS', 'g', 'g'], expected band g once"),
+        ("bands: [g, r]", "bands is ['g', 'r'], expected VIS among them"),
+        ("scene: {mean_sources: 0.5}", "scene.mean_sources is 0.5, expected at least 1"),
+        ("scene: {target_fwhm: 0.05}", "scene.target_fwhm is 0.05, expected at least 0.2"),
+        ("scene: {target_fwhm: .nan}", "scene.target_fwhm is nan, expected at least 0.2"),
         ("bands: [VIS, u]", "filters.u is missing, expected a filter for every band"),
         ("resume: 3", "resume is 3, expected true or false"),
         ("scene: {geometries: [euclid]}", "scene.geometries is euclid, expected one of ['lsst', 'hsc', 'mer']"),
@@ -170,6 +175,9 @@ def test_missing_file_is_named(tmp_path, capsys):
         ("train --scene.drop_band 1.5", "scene.drop_band is 1.5, expected a fraction from 0 to 1"),
         ("train --seed -1", "seed is -1, expected at least 0"),
         ("train steps=3", "unrecognized arguments: steps=3"),
+        ("evaluate --resume", "--resume is an option of train, not of evaluate"),
+        ("simulate --no_resume", "--no_resume is an option of train, not of simulate"),
+        ("reconstruct --resume", "--resume is an option of train, not of reconstruct"),
         ("reconstruct --output out", "scene is missing, expected --scene FILE"),
         ("reconstruct --scene a.yaml", "output is missing, expected --output FOLDER"),
         ("reconstruct --method magic", "method is magic, expected one of ['diffusion', 'wiener']"),
@@ -186,6 +194,30 @@ def test_mistake_found_by_a_stage_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(config, "reconstruct", stage)
     told = mistake(capsys, ["reconstruct", "--scene", "a.yaml", "--output", "out"])
     assert told == "jointdiff: g: PSF sums to 0.52, expected 0.9 to 1.1 (a.yaml)\n"
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    """On stderr, and only while a command runs: the format belongs to the process."""
+
+    def stage(parsed: Config) -> None:
+        warnings.warn("g: noise is correlated\n (lag-1 0.70)", stacklevel=1)
+
+    usual = warnings.formatwarning
+    monkeypatch.setattr(config, "train", stage)
+    monkeypatch.setattr(warnings, "showwarning", lambda *w: sys.stderr.write(warnings.formatwarning(*w[:4])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(["train"]) == 0
+    assert capsys.readouterr().err == "jointdiff: warning: g: noise is correlated (lag-1 0.70)\n"
+    assert warnings.formatwarning is usual
+
+
+def test_only_train_offers_to_resume(yaml_file):
+    """But every command takes the file of a run, which has the key."""
+    path = yaml_file("resume: true\n")
+    for command in ("simulate", "train", "evaluate"):
+        assert cli.parse(command, ["--config", path]).resume
+        assert ("--resume" in cli.build_parser(command).format_help()) == (command == "train")
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):
