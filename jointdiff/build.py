@@ -3,6 +3,8 @@
 Only the standard library is imported at the top: ``--help`` must not wait for torch.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 from jointdiff.seeds import seed_of
@@ -54,6 +56,7 @@ def simulator(config: Config, split: str, margin: int | None = None, geometries=
         width = margin * scene.pixel_scale
         conditions = replace(complete(conditions), margin=float(margin > 0), margin_width=(width, width))
     size = scene.size + 2 * (margin or 0)
+    check_bands(config)
     _check_library(config)
     library = load_library(Path(config.run) / "library", split, bands(config)).to(device)
     crowding = Crowding(scene.mean_sources, scene.empty_fraction)
@@ -61,19 +64,55 @@ def simulator(config: Config, split: str, margin: int | None = None, geometries=
     return Simulator(library, grid, scene.target_fwhm, crowding, conditions, geometries or scene.geometries)
 
 
+def check_bands(config: Config) -> None:
+    """Raises InputError for an unknown filter, or a band that the survey of one of the geometries does not have."""
+    from jointdiff.simulate.observe import GEOMETRIES
+    from jointdiff.survey import FILTERS, load_survey
+
+    for band in config.bands:
+        curve = config.filters[band]
+        require(curve in FILTERS, f"filters.{band}", curve, f"one of {', '.join(FILTERS)}")
+    for geometry in config.scene.geometries:
+        held = [band for band in load_survey(GEOMETRIES[geometry].survey).depths if band != "VIS"]
+        expected = f"VIS and some of {', '.join(held)}, which scene.geometries {geometry} observes"
+        require({*config.bands} <= {"VIS", *held}, "bands", list(config.bands), expected)
+
+
 def _check_library(config: Config) -> None:
     """Raises InputError if the run's library was drawn with other settings than the config's."""
-    from dataclasses import asdict
-
     from jointdiff.io.shards import read_index
 
     folder = Path(config.run) / "library"
     index = read_index(folder)
-    held = index["settings"] | {"seed": index["seed"], "count": sum(len(r["entries"]) for r in index["shards"])}
-    wanted = asdict(sources(config)) | {"seed": config.seed, "count": config.library.count}
-    for name, value in wanted.items():
-        value = list(value) if isinstance(value, tuple) else value
-        require(held.get(name) == value, name, value, f"{held.get(name)} as in {folder}, or another run")
+    settings, filters = index["settings"], {band["name"]: band["filter"] for band in index["bands"]}
+    library = config.library
+    held = {
+        "seed": (config.seed, index["seed"]),
+        "library.count": (library.count, sum(len(record["entries"]) for record in index["shards"])),
+        "library.magnitudes": (list(library.magnitudes), settings["magnitudes"]),
+        "library.star_fraction": (library.star_fraction, settings["star_fraction"]),
+        "library.stamp_sizes": (sorted(library.stamp_sizes), settings["stamp_sizes"]),
+        "scene.pixel_scale": (config.scene.pixel_scale, 2 * settings["pixel_scale"]),
+    }
+    for name, (value, expected) in held.items():
+        require(value == expected, name, value, f"{expected} as in {folder}, or another run")
+    expected = f"some of {', '.join(filters)} as in {folder}, or another run"
+    require({*config.bands} <= filters.keys(), "bands", list(config.bands), expected)
+    for band in config.bands:
+        curve, expected = config.filters[band], f"{filters[band]} as in {folder}, or another run"
+        require(curve == filters[band], f"filters.{band}", curve, expected)
+
+
+def digest(config: Config) -> str:
+    """A short hash of all that simulated scenes are made from: what was made of others is made again."""
+    from dataclasses import asdict
+    from importlib.metadata import version
+
+    library = asdict(config.library)
+    del library["workers"], library["shard_size"]
+    filters = [config.filters[band] for band in config.bands]
+    parts = [version("jointdiff"), config.seed, config.bands, filters, library, asdict(config.scene)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def measure_prior(config: Config, source):

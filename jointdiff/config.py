@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from jointdiff import build
+from jointdiff.errors import InputError
 from jointdiff.settings import Config, require
 
 
@@ -48,15 +49,20 @@ class ReconstructConfig:
 MARGIN = 1.6
 """Margin (arcsec) around a ready scene: two FWHM of a wide ground PSF."""
 
+_MONITORING = ("log_every", "checkpoint_every", "validate_every", "validation_scenes", "validation_samples")
+
+_FREE = frozenset(["resume", "run", "sampling", "library.workers", *(f"training.{name}" for name in _MONITORING)])
+"""Settings that may change within a run: they change nothing of what is learnt."""
+
 _ENDING = """
 What was made, in {run}/:
   model/             the denoiser: weights, Γ and configuration (no pickle)
-  tensorboard/       losses, scores and pictures:   tensorboard --logdir {run}
+  tensorboard/       losses, scores and pictures:   {tensorboard} --logdir {run}
   scenes/            three ready fields as an archive would serve them, with their truth
   reconstructions/   their posterior samples, catalogs and figures; catalog.fits holds all sources
   evaluation/        scoreboard.txt, catalog.fits and figures of the table above
 Next: look at reconstructions/lsst/figure.png; reconstruct a field of your own with
-  python scripts/reconstruct.py --scene YOUR/scene.yaml --checkpoint {run}/model --output OUT"""
+  {python} -m jointdiff reconstruct --scene YOUR/scene.yaml --checkpoint {run}/model --output OUT"""
 
 
 def save_config(config: Config | ReconstructConfig, path: str | Path) -> None:
@@ -81,8 +87,18 @@ def _use_cores() -> None:
 
     import torch
 
+    from jointdiff.simulate.library import available_cores
+
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    torch.set_num_threads(max(1, available_cores() // processes))
+
+
+def _program(name: str) -> str:
+    """A program of this environment, as it is called from here: after ``make demo`` nothing is activated."""
+    import sys
+
+    path = Path(sys.executable).with_name(name)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else name
 
 
 def _refuse_other_run(config: Config, run: Path) -> None:
@@ -92,18 +108,19 @@ def _refuse_other_run(config: Config, run: Path) -> None:
     path = run / "config.yaml"
     if not path.is_file():
         return
-    ignored = {"resume", "run", "sampling"}
-    old, new = _flat(yaml.safe_load(path.read_text()), ignored), _flat(asdict(config), ignored)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML text, so not the configuration of a run") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected the configuration of a run, got {type(content).__name__}")
+    old, new = _flat(content, _FREE), _flat(asdict(config), _FREE)
     for name in sorted(old.keys() | new.keys()):
-        require(
-            str(old.get(name)) == str(new.get(name)),
-            name,
-            new.get(name),
-            f"{old.get(name)} as in {path}, or another run",
-        )
+        expected = f"{old.get(name)} as in {path}, or another run"
+        require(str(old.get(name)) == str(new.get(name)), name, new.get(name), expected)
 
 
-def _flat(tree: dict, ignored: frozenset | set = frozenset(), prefix: str = "") -> dict:
+def _flat(tree: dict, ignored: frozenset = frozenset(), prefix: str = "") -> dict:
     """Dotted key → number or text."""
     flat: dict = {}
     for name, value in tree.items():
@@ -118,20 +135,34 @@ def _flat(tree: dict, ignored: frozenset | set = frozenset(), prefix: str = "") 
 
 def simulate(config: Config) -> None:
     """Draw the library of galaxies and stars, and ready scenes of galaxies kept for tests."""
-    from jointdiff.simulate.fields import write_mock_field
     from jointdiff.simulate.library import build_library
 
-    run, library, bands = Path(config.run), config.library, build.bands(config)
-    settings = build.sources(config)
-    build_library(run / "library", bands, settings, library.count, config.seed, library.workers, library.shard_size)
+    build.check_bands(config)
+    run, library, settings = Path(config.run), config.library, build.sources(config)
+    sizes = (library.count, config.seed, library.workers, library.shard_size)
+    build_library(run / "library", build.bands(config), settings, *sizes)
     for number, geometry in enumerate(config.scene.geometries):
-        folder = run / "scenes" / geometry
-        if not (folder / "scene.yaml").is_file():
-            margin = round(MARGIN / config.scene.pixel_scale)
-            simulator = build.simulator(config, "test", margin, (geometry,))
-            mock = simulator.expose(1, build.number_of(config, "ready scenes", number))
-            write_mock_field(folder, geometry, mock, bands, simulator.grid, config.scene.target_fwhm, margin)
+        _draw_ready_scene(config, geometry, number)
     print(f"{library.count} sources in {run / 'library'}/, ready scenes in {run / 'scenes'}/")
+
+
+def _draw_ready_scene(config: Config, geometry: str, number: int) -> None:
+    """A field of galaxies kept for tests; one that is there stays, unless it was drawn with other settings."""
+    from jointdiff.io.atomic import atomic_path
+    from jointdiff.simulate.fields import write_mock_field
+
+    folder, key = Path(config.run) / "scenes" / geometry, build.digest(config)
+    mark = folder / "settings.sha256"
+    if mark.is_file() and mark.read_text() == key and (folder / "scene.yaml").is_file():
+        return
+    mark.unlink(missing_ok=True)  # until the new scene is whole
+    margin = round(MARGIN / config.scene.pixel_scale)
+    simulator = build.simulator(config, "test", margin, (geometry,))
+    mock = simulator.expose(1, build.number_of(config, "ready scenes", number))
+    layout = (build.bands(config), simulator.grid, config.scene.target_fwhm, margin)
+    write_mock_field(folder, geometry, mock, *layout)
+    with atomic_path(mark) as temporary:
+        temporary.write_text(key)
 
 
 def train(config: Config) -> None:
@@ -143,7 +174,8 @@ def train(config: Config) -> None:
     from jointdiff.training import Trainer, resume_states
 
     run = Path(config.run)
-    accelerator = Accelerator(log_with="tensorboard", project_dir=str(run))
+    # Our own setting is the network's precision; Accelerate's would reach the Gaussian algebra, and give NaN.
+    accelerator = Accelerator(mixed_precision="no", log_with="tensorboard", project_dir=str(run))
     _use_cores()
     _refuse_other_run(config, run)
     with accelerator.main_process_first():
@@ -182,8 +214,6 @@ def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
     from importlib.metadata import version
 
-    import torch
-
     from jointdiff.evaluate.field import FieldJob
     from jointdiff.io.products import merge_catalogs, write_catalog
     from jointdiff.io.scene_files import read_fields
@@ -193,7 +223,8 @@ def reconstruct(config: ReconstructConfig) -> None:
     output = Path(config.output)
     require(output.is_dir() or not output.exists(), "output", output, "a folder")
     folder = checkpoint_folder(config.checkpoint)
-    denoiser = load_denoiser(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    denoiser = load_denoiser(folder).to(_device())
+    denoiser.network_dtype = build.network_dtype("auto", _device())  # as it was scored
     reconstructor = build_reconstructor(config.method, denoiser, config.evaluations)
     provenance = {
         "version": version("jointdiff"),
@@ -220,11 +251,13 @@ def evaluate(config: Config) -> None:
 
     run, device = Path(config.run), _device()
     _use_cores()
+    _refuse_other_run(config, run)
     denoiser = load_denoiser(run / "model").to(device)
-    denoiser.network_dtype = build.network_dtype(config.training.mixed_precision, device)
+    denoiser.network_dtype = build.network_dtype("auto", device)
     done = run / "evaluation" / "scoreboard.txt"
     provenance = build.provenance(config, fingerprint(run / "model"))
-    key = "  ".join(f"{name}={value}" for name, value in {**provenance, **asdict(config.sampling)}.items())
+    made = {**provenance, **asdict(config.sampling), "simulation": build.digest(config)}
+    key = "  ".join(f"{name}={value}" for name, value in made.items())
     if not (done.is_file() and done.read_text().startswith(key)):
         trials = build.validation(config, "test", config.sampling.scenes, config.sampling.samples, device)
         report = trials.run(denoiser, progress=True)
@@ -232,4 +265,4 @@ def evaluate(config: Config) -> None:
         with atomic_path(done) as temporary:
             temporary.write_text(f"{key}\n\n{validation.table(report)}\n")
     print(done.read_text().split("\n\n", 1)[1])
-    print(_ENDING.format(run=run))
+    print(_ENDING.format(run=run, python=_program("python"), tensorboard=_program("tensorboard")))

@@ -133,7 +133,7 @@ def build_library(
         path = folder / f"shard_{first // shard_size:05d}.safetensors"
         tasks.append(ShardTask(path, key, filters, settings, seed, first, min(first + shard_size, count)))
     _refuse_another(folder, tasks)
-    _run([task for task in tasks if not task.is_done()], workers or _cores(), progress)
+    _run([task for task in tasks if not task.is_done()], workers or available_cores(), progress)
     records = [shard_record(task.path) for task in tasks]
     write_index(folder, {"version": version("jointdiff"), "key": key} | recipe | {"shards": records})
 
@@ -249,5 +249,6 @@ def _channels(folder: Path, index: dict, bands: Sequence[Band] | None) -> tuple[
     return tuple(bands), [held.index(band) for band in bands]
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

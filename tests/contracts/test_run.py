@@ -11,9 +11,11 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from jointdiff import build, cli, config
 from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.diffusion.loss import DenoisingLoss
 from jointdiff.errors import InputError
+from jointdiff.seeds import seed_of
 from jointdiff.settings import Config, NetworkConfig, SceneConfig, TrainingConfig
-from jointdiff.training import Trainer, key, learning_rate, resume_states
+from jointdiff.training import Trainer, learning_rate, resume_states
 from tests.denoisers import DEMO_BANDS, untrained
 from tests.mocks import simulator
 from tests.runs import TINY, make_library, new_run, tiny_config
@@ -95,10 +97,16 @@ def test_another_configuration_is_refused(run, refuse, options, told):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--bands", "[VIS,g,u]", "--filters.u", "cfht-u"], "no band u (cfht-u): the library has VIS (VIS), g (hsc-g)"),
-        (["--filters.g", "lsst-g"], "no band g (lsst-g): the library has "),
-        (["--library.magnitudes", "[20,25]"], "magnitudes is [20.0, 25.0], expected [19.0, 26.5] as in "),
-        (["--library.count", "80"], "count is 80, expected 60 as in "),
+        (
+            ["--bands", "[VIS,g,u]", "--filters.u", "cfht-u", "--scene.geometries", "[lsst]"],
+            "bands is ['VIS', 'g', 'u'], expected some of VIS, g, r, i, z, y as in ",
+        ),
+        (["--filters.g", "lsst-g"], "filters.g is lsst-g, expected hsc-g as in "),
+        (["--library.magnitudes", "[20,25]"], "library.magnitudes is [20.0, 25.0], expected [19.0, 26.5] as in "),
+        (["--library.stamp_sizes", "[32]"], "library.stamp_sizes is [32], expected [32, 64] as in "),
+        (["--library.star_fraction", "0.2"], "library.star_fraction is 0.2, expected 0.08 as in "),
+        (["--library.count", "80"], "library.count is 80, expected 60 as in "),
+        (["--scene.pixel_scale", "0.08"], "scene.pixel_scale is 0.08, expected 0.1 as in "),
         (["--seed", "3"], "seed is 3, expected 0 as in "),
     ],
 )
@@ -106,6 +114,59 @@ def test_another_library_is_refused(run, refuse, options, told):
     line = refuse(run, *options)
     assert told in line
     assert str(run / "library") in line
+
+
+@pytest.mark.parametrize("command", ["simulate", "train"])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ["--bands", "[VIS,u]", "--filters.u", "cfht-u"],
+            "bands is ['VIS', 'u'], expected VIS and some of g, r, i, z, y, which scene.geometries hsc observes",
+        ),
+        (["--filters.g", "sdss-g"], "filters.g is sdss-g, expected one of VIS, cfht-u, "),
+    ],
+)
+def test_bands_that_cannot_be_simulated_are_refused_before_work(command, options, told, tmp_path, refuse):
+    assert told in refuse(tmp_path / "run", *options, command=command)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["seed: [1\n", "- 3\n", "", "\x00"])
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_broken_configuration_of_a_run_is_named(command, text, run, refuse):
+    (run / "config.yaml").write_text(text)
+    assert str(run / "config.yaml") in refuse(run, command=command)
+
+
+def test_what_is_watched_may_change(run):
+    """How often a run is logged, saved and scored does not make it another."""
+    unfinished(run)
+    watched = ["checkpoint_every", "validate_every", "validation_scenes", "validation_samples", "log_every"]
+    options = [text for name in watched for text in (f"--training.{name}", "7")]
+    config._refuse_other_run(tiny_config(run, *options, "--library.workers", "2", "--sampling.scenes", "9"), run)
+    with pytest.raises(InputError, match=r"training\.batch_size is 7, expected 2 as in "):
+        config._refuse_other_run(tiny_config(run, "--training.batch_size", "7"), run)
+
+
+def test_ready_scenes_are_drawn_again_only_for_other_settings(simulated, tmp_path):
+    folder = Path(shutil.copytree(simulated, tmp_path / "run"))
+    scene = folder / "scenes" / "lsst"
+
+    def drawn(*options: str) -> dict[Path, int]:
+        config.simulate(tiny_config(folder, *options))
+        return {path: path.stat().st_mtime_ns for path in scene.iterdir() if path.suffix == ".fits"}
+
+    first = drawn()
+    truth = (scene / "truth.fits").read_bytes()
+    assert drawn("--training.steps", "3", "--library.workers", "2") == first
+    other = drawn("--scene.mean_sources", "20")
+    assert all(other[path] > first[path] for path in first)
+    assert (scene / "truth.fits").read_bytes() != truth
+    (scene / "settings.sha256").unlink()  # as a kill on the way leaves it
+    drawn("--scene.mean_sources", "20")
+    drawn()
+    assert (scene / "truth.fits").read_bytes() == truth
 
 
 def test_fewer_bands_than_the_librarys_will_do(run):
@@ -138,6 +199,14 @@ def test_a_scene_that_the_network_cannot_halve_is_refused(refuse, tmp_path, size
 def test_the_stride_is_the_networks(widths):
     network = Denoiser(DEMO_BANDS, 0.1, 0.2, 4, widths, 1).network
     assert NetworkConfig(widths=widths).stride == network.stride
+
+
+@pytest.mark.parametrize("options", [["--bands", "[VIS,g]"], ["--scene.mean_sources", "9"], ["--seed", "4"]])
+def test_evaluation_of_another_run_is_refused(run, refuse, options):
+    unfinished(run)
+    line = refuse(run, *options, command="evaluate")
+    assert f"{options[0][2:]} is " in line
+    assert str(run / "config.yaml") in line
 
 
 def test_evaluation_of_an_untrained_run_is_refused(run, refuse):
@@ -205,6 +274,26 @@ def test_a_lost_model_is_written_again(trained, states):
     assert (states / model).read_bytes() == (trained / model).read_bytes()
 
 
+def test_a_launcher_cannot_change_the_precision(run, monkeypatch):
+    """Accelerate's autocast would reach the Gaussian algebra: only the network's precision is a setting."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    seen, loss = [], DenoisingLoss.forward
+
+    def watched(self, *args):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        each = loss(self, *args)
+        seen.append(each[0].dtype != torch.float32)
+        return each
+
+    monkeypatch.setattr(DenoisingLoss, "forward", watched)
+    monkeypatch.setattr(build, "PRIOR_SCENES", 64)
+    monkeypatch.setattr(build, "validator", lambda *_: None)
+    config.train(tiny_config(run, "--training.steps", "2", "--training.warmup_steps", "1"))
+    assert seen == [False] * 4
+    assert AcceleratorState().mixed_precision == "no"
+
+
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(InputError, match="no checkpoint in "):
         trainer_of(tmp_path).resume()
@@ -262,10 +351,12 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
 
 
 def test_every_process_and_step_has_its_own_numbers():
-    keys = {key(seed, rank, images) for seed in range(3) for rank in range(4) for images in range(0, 400, 8)}
+    keys = {
+        seed_of("step", seed, rank, images) for seed in range(3) for rank in range(4) for images in range(0, 400, 8)
+    }
     assert len(keys) == 3 * 4 * 50
     assert all(0 <= number < 2**63 for number in keys)
-    assert key(0, 1, 8) == key(0, 1, 8)
+    assert seed_of("step", 0, 1, 8) == seed_of("step", 0, 1, 8)
 
 
 def test_processes_draw_mocks_of_their_own(tmp_path, monkeypatch):
