@@ -196,15 +196,15 @@ def flatten(scores: Mapping, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 
 COLUMNS = (
-    ("image error", "image_error_typical", "{:.3f}", True),
+    ("error", "image_error_typical", "{:.3f}", True),
     ("pooled", "image_error", "{:.3f}", True),
-    ('bias 0.5"', "flux_bias", "{:+.1%}", False),
-    ('bias 1.0"', "flux_bias_wide", "{:+.1%}", False),
+    ('bias .5"', "flux_bias", "{:+.1%}", False),
+    ('bias 1"', "flux_bias_wide", "{:+.1%}", False),
     ("scatter", "flux_scatter", "{:.1%}", True),
-    ("pull width", "pull_width", "{:.2f}", False),
+    ("pull", "pull_width", "{:.2f}", False),
     ("coverage", "coverage", "{:.1%}", False),
-    ("CRPS (nJy)", "crps", "{:.2f}", True),
-    ("CRPS/sigma", "crps_relative", "{:.3f}", True),
+    ("CRPS nJy", "crps", "{:.2f}", True),
+    ("CRPS/sd", "crps_relative", "{:.3f}", True),
     ("chi2/N", "chi2", "{:.3f}", False),
 )
 """Heading, number, format, and whether the ratio of two methods means something."""
@@ -214,9 +214,7 @@ def format_table(scores: Scores, bands: Sequence[str]) -> str:
     """The printed scoreboard: for each band a row per method, then the first method over each other one."""
     methods = list(scores)
     label = max(len(f"/ {method}") for method in [*methods, "method"])
-    header = (
-        ["band".ljust(5), "method".ljust(label)] + [title.rjust(11) for title, *_ in COLUMNS] + ["sources".rjust(8)]
-    )
+    header = ["band".ljust(5), "method".ljust(label)] + [title.rjust(9) for title, *_ in COLUMNS] + ["sources".rjust(8)]
     lines = ["".join(header), "-" * sum(map(len, header))]
     for band in bands:
         for i, method in enumerate(methods):
@@ -230,13 +228,15 @@ def format_table(scores: Scores, bands: Sequence[str]) -> str:
             lines.append(
                 "".join(["".ljust(5), f"/ {other}".ljust(label), *(_cell(r, "{:.2f}") for r in ratios)]).rstrip()
             )
-    note = "Image error: median over scenes with a source, and pooled over all. "
+    note = (
+        "Error of images: median over scenes with a source; pooled over all. CRPS/sd: over the reference's deviation.\n"
+    )
     note += f"Fluxes in {APERTURE}″ radius; bias and scatter: sources above {MIN_SNR:.0f} sigma; coverage is nominally "
     return "\n".join([*lines, f"{note}{calibration.COVERAGE_LEVEL:.1%}, pull width 1."])
 
 
 def _cell(value: float, form: str) -> str:
-    return (form.format(value) if math.isfinite(value) else "").rjust(11)
+    return (form.format(value) if math.isfinite(value) else "").rjust(9)
 
 
 def _measure(

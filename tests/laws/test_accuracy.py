@@ -189,7 +189,7 @@ def test_order_of_scenes_changes_no_score(scenes, scored):
 
 def test_table_has_a_line_per_band_and_method(scored):
     lines = format_table(scored, ("VIS", "g")).splitlines()
-    assert len(lines) == 2 + 2 * 3 + 1
+    assert len(lines) == 2 + 2 * 3 + 2
     assert max(map(len, lines)) <= 120
     assert "0.50" in lines[4] and lines[4].split()[:2] == ["/", "wiener"]
 
