@@ -23,7 +23,8 @@ SOURCES = {
     "star": galsim.Gaussian(fwhm=1e-3),
 }
 BAND = Band("VIS", "VIS")
-SCENE = Grid.centred((120, 120), 0.1)
+SIZE = 96
+SCENE = Grid.centred((SIZE, SIZE), 0.1)
 
 
 def _error(source, psf, grid: Grid, stamp: int, offset=(0.0, 0.0), dither=(0.0, 0.0)) -> float:
@@ -32,7 +33,7 @@ def _error(source, psf, grid: Grid, stamp: int, offset=(0.0, 0.0), dither=(0.0, 
     offset: position (y, x) of the source, arcsec. dither: shift of the frame, arcsec.
     """
     source = source.shift(offset[1], offset[0])
-    scene = galsim.Convolve(source, TARGET).drawImage(nx=120, ny=120, scale=0.1, method="no_pixel").array
+    scene = galsim.Convolve(source, TARGET).drawImage(nx=SIZE, ny=SIZE, scale=0.1, method="no_pixel").array
     (yy, yx), (xy, xx) = grid.matrix
     wcs = galsim.JacobianWCS(xx, xy, yx, yy)
     expected = (
@@ -48,21 +49,37 @@ def _error(source, psf, grid: Grid, stamp: int, offset=(0.0, 0.0), dither=(0.0, 
     return float(np.abs(image - expected).max() / expected.max())
 
 
-@pytest.mark.parametrize("angle", [0.0, 0.4])
-@pytest.mark.parametrize(("size", "scale"), [(47, 0.168), (40, 0.2)])
+# Pixels on a side, their scale and the PSF stamp: 8 to 10 arcsec, as truncated wings alone give an error of 1e-3.
+GROUND_PIXELS = [(47, 0.168, 51), (40, 0.2, 51), (64, 0.1, 95)]
+
+
+@pytest.mark.parametrize(("size", "scale", "stamp"), GROUND_PIXELS)
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("psf", GROUND)
-def test_ground_bands(psf, source, size, scale, angle):
+def test_ground_bands(psf, source, size, scale, stamp):
     """Stars included, even and odd images and stamps, with a sub-pixel shift of the frame."""
-    for image, stamp in ((size, 51), (size + 1, 50)):
-        grid = Grid.centred((image, image), scale, angle)
-        assert _error(SOURCES[source], GROUND[psf], grid, stamp, dither=(0.037, -0.051)) < 5e-4
+    for image, side in ((size, stamp), (size + 1, stamp - 1)):
+        grid = Grid.centred((image, image), scale)
+        assert _error(SOURCES[source], GROUND[psf], grid, side, dither=(0.037, -0.051)) < 5e-4
 
 
-@pytest.mark.parametrize("stamp", [63, 64])
-def test_vis_extended_sources(stamp):
-    """VIS is undersampled, but an exponential of half-light radius 0.5 arcsec fits a 0.1 arcsec scene."""
-    assert _error(SOURCES["exponential"], VIS, Grid.centred((120, 120), 0.1), stamp) < 5e-4
+@pytest.mark.parametrize(("size", "scale", "stamp"), GROUND_PIXELS)
+@pytest.mark.parametrize(("psf", "source"), [("kolmogorov", "star"), ("moffat", "exponential")])
+def test_turned_ground_bands(psf, source, size, scale, stamp):
+    grid = Grid.centred((size // 2, size // 2), scale, angle=0.4)
+    assert _error(SOURCES[source], GROUND[psf], grid, stamp, dither=(0.037, -0.051)) < 5e-4
+
+
+@pytest.mark.parametrize(("angle", "dither"), [(0.0, (0.0, 0.0)), (0.0, (0.03, -0.045)), (0.4, (0.03, -0.045))])
+@pytest.mark.parametrize(("stamp", "bound"), [(63, 5e-4), (64, 1.5e-3)])
+def test_vis_extended_sources(stamp, bound, angle, dither):
+    """VIS is undersampled, but an exponential of half-light radius 0.5 arcsec fits a 0.1 arcsec scene.
+
+    On the scene's pixels, and as an exposure that is shifted or turned against them; then an even stamp, which has no
+    pixel on the PSF's peak, is aliased more.
+    """
+    grid = Grid.centred((48, 48), 0.1, angle)
+    assert _error(SOURCES["exponential"], VIS, grid, stamp, dither=dither) < bound
 
 
 @pytest.mark.parametrize(
@@ -70,9 +87,6 @@ def test_vis_extended_sources(stamp):
 )
 def test_vis_aliasing(source, bound):
     """What a 0.1 arcsec scene cannot hold, at the worst sub-pixel phase: the floor on the VIS variance covers it."""
-    errors = [
-        _error(SOURCES[source], VIS, Grid.centred((120, 120), 0.1), 63, (y, x))
-        for y, x in ((0.0, 0.0), (0.03, 0.04), (0.05, 0.05))
-    ]
+    errors = [_error(SOURCES[source], VIS, SCENE, 63, (y, x)) for y, x in ((0.0, 0.0), (0.03, 0.04), (0.05, 0.05))]
     print(f"{source}: " + " ".join(f"{e:.1e}" for e in errors))
     assert max(errors) < bound
