@@ -236,4 +236,5 @@ def test_accelerate_reads_its_configs(name, repository):
     path = repository / "configs" / "accelerate" / f"{name}.yaml"
     loaded = load_config_from_file(str(path))
     assert loaded.use_cpu == (name == "cpu")
+    assert loaded.mixed_precision == "no"
     assert (loaded.num_machines > 1) == (name == "multi_node")
