@@ -22,7 +22,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --
 demo: $(READY)
 	$(BIN)/python scripts/simulate.py --config $(CONFIG) --run $(RUN)
 	$(LAUNCH) scripts/train.py --config $(CONFIG) --run $(RUN) $(if $(wildcard $(RUN)/checkpoints/step_*),--resume)
-	test $(SKY)/catalog.fits -nt $(MODEL)/model.safetensors || \
+	test -f $(SKY)/catalog.fits && test -z "$$(find $(MODEL) $(RUN)/scenes -type f -newer $(SKY)/catalog.fits)" || \
 	  $(BIN)/python scripts/reconstruct.py $(SCENES) --checkpoint $(MODEL) --output $(SKY)
 	$(BIN)/python scripts/evaluate.py --config $(CONFIG) --run $(RUN)
 
