@@ -169,6 +169,17 @@ def test_ready_scenes_are_drawn_again_only_for_other_settings(simulated, tmp_pat
     assert (scene / "truth.fits").read_bytes() == truth
 
 
+def test_the_digest_is_of_what_scenes_are_made_from(tmp_path):
+    """The key of ready scenes and of the cached scoreboard."""
+    digest = build.digest(tiny_config(tmp_path))
+    for option in ("--training.steps", "--library.workers", "--library.shard_size", "--sampling.scenes"):
+        assert build.digest(tiny_config(tmp_path / "moved", option, "7")) == digest
+    others = [("--seed", "1"), ("--bands", "[VIS,g]"), ("--scene.drop_vis", "0.5"), ("--library.count", "61")]
+    others.append(("--filters.g", "lsst-g"))
+    found = {build.digest(tiny_config(tmp_path, *option)) for option in others}
+    assert len(found | {digest}) == len(others) + 1
+
+
 def test_fewer_bands_than_the_librarys_will_do(run):
     some = build.simulator(tiny_config(run, "--bands", "[i,VIS]"), "train").draw(1, 0)
     every = build.simulator(tiny_config(run), "train").draw(1, 0)
