@@ -22,7 +22,7 @@ FLAGS = {
     4: "a band has no data at the source: its flux is inferred from the others",
     8: "over 10 percent of the source's light is masked in an observed band",
     16: "shape undefined on more than half of the samples",
-    32: "a band has correlated noise: errors assume white noise and are too small",
+    32: "a band has correlated noise, but errors assume white noise",
 }
 """The bits of the column ``flags``."""
 

@@ -38,7 +38,7 @@ class PaddedField:
     """What was seen of a core, on the periodic grid around it.
 
     observations: of the core alone, in the order of the denoiser's bands. corner: (y, x) of core pixel (0, 0) in grid.
-    correlated: bands whose noise is not white, so that their stated errors are too small.
+    correlated: bands whose noise is not white, as every method takes it to be.
     """
 
     observations: tuple[Observation, ...]

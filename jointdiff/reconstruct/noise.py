@@ -11,7 +11,7 @@ from jointdiff.forward import response
 from jointdiff.scene import Band, Observation
 
 CORRELATED = 0.2
-"""Correlation of neighbouring pixels from which on errors that assume white noise are called too small."""
+"""Correlation of neighbouring pixels above which noise does not count as white."""
 
 _SIGMA_PER_MAD = 1.4826
 _SKY = 3.0

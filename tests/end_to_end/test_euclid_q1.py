@@ -20,7 +20,10 @@ def output(request, real_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("q1")
     save_denoiser(untrained(), folder / "model")
     options = f"--method {request.param} --num_samples 6 --evaluations 4 --checkpoint {folder / 'model'}".split()
-    with pytest.warns(UserWarning, match=r"VIS: PSF sums to 0\.9453 and is normalised"):
+    with (
+        pytest.warns(UserWarning, match=r"VIS: PSF sums to 0\.9453 and is normalised"),
+        pytest.warns(UserWarning, match=r"r: noise is correlated \(lag-1 0\.68"),
+    ):
         status = cli.main(["reconstruct", "--scene", str(scene), "--output", str(folder / "out"), *options])
     assert status == 0
     return folder / "out" / "EUCLJ174517", request.param
@@ -57,6 +60,7 @@ def test_catalog_holds_the_lens(output):
     assert lens["flux_z"] / lens["flux_ml_z"] == pytest.approx(1, abs=0.1)
     assert np.isnan(lens["flux_ml_i"])
     assert lens["flags"] & 4, "i and y have no data"
+    assert (catalog["flags"] & 32).all(), "the ground bands were resampled: their noise is correlated"
     assert np.isfinite(lens["flux_cov"]).all()
 
 
