@@ -59,7 +59,8 @@ def simulator(config: Config, split: str, margin: int | None = None, geometries=
     check_bands(config)
     _check_library(config)
     library = load_library(Path(config.run) / "library", split, bands(config)).to(device)
-    crowding = Crowding(scene.mean_sources, scene.empty_fraction)
+    # As many sources per area with a margin as without; a field with a margin is made to be looked at, so never empty.
+    crowding = Crowding(scene.mean_sources * (size / scene.size) ** 2, 0.0 if margin else scene.empty_fraction)
     grid = Grid.centred((size, size), scene.pixel_scale)
     return Simulator(library, grid, scene.target_fwhm, crowding, conditions, geometries or scene.geometries)
 

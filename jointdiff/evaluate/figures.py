@@ -225,7 +225,8 @@ def _lupton(light: np.ndarray, chosen: Sequence[str], stretch: float) -> np.ndar
     from astropy.visualization import make_lupton_rgb
 
     red, green, blue = (_BALANCE.get(b, 1.0) * plane for b, plane in zip(chosen, light, strict=True))
-    return make_lupton_rgb(red, green, blue, minimum=0, stretch=stretch, Q=6)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a black pixel has no colour
+        return make_lupton_rgb(red, green, blue, minimum=0, stretch=stretch, Q=6)
 
 
 def _band_rows(figure, views: Sequence[View], names: Sequence[str], mean: np.ndarray, std: np.ndarray, scale: float):
