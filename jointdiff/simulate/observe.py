@@ -160,7 +160,7 @@ class Telescope:
         return inside[0].unsqueeze(2) * inside[1].unsqueeze(1)
 
 
-def significant_flux(image: Tensor, sky: Tensor, threshold: float = 3.0) -> Tensor:
+def significant_flux(image: Tensor, sky: Tensor, threshold: float = 5.0) -> Tensor:
     """Smoothed image (B, h, w) where it exceeds ``threshold`` times its own sky noise, else zero, nJy per pixel.
 
     A pipeline's model for source Poisson noise. Noisy pixels themselves would give low ones the larger weight, and the

@@ -12,9 +12,17 @@ from jointdiff.io.products import read_truth
 from jointdiff.io.scene_files import read_field
 from jointdiff.reconstruct.field import pad_field
 from jointdiff.scene import Grid
+from jointdiff.seeds import seed_of
 from jointdiff.simulate.compose import Crowding, compose, scene_of, sky_grid
 from jointdiff.simulate.fields import write_mock_field
-from jointdiff.simulate.observe import GEOMETRIES, Conditions, kolmogorov_transfer, sheared_wavenumber, vis_transfer
+from jointdiff.simulate.observe import (
+    GEOMETRIES,
+    Conditions,
+    kolmogorov_transfer,
+    sheared_wavenumber,
+    significant_flux,
+    vis_transfer,
+)
 from jointdiff.survey import load_survey
 from tests.denoisers import untrained
 from tests.mocks import BANDS, PIXEL, PSF_FWHM, STEADY, TARGET_FWHM, gaussian_library, gaussian_stamp, library_of
@@ -339,3 +347,23 @@ def test_mock_fields_agree_with_their_truth(served):
     for roll in ((1, 0), (0, -1)):
         print(chi2(mock, field, roll))
         assert all(value > 1 + 10 * (2 / count) ** 0.5 for value, count in chi2(mock, field, roll).values())
+
+
+def test_weights_tell_of_significant_light_alone():
+    """Source Poisson noise is modelled where the data show a source; a faint one leaves no trace in the weights."""
+    generator = torch.Generator().manual_seed(0)
+    r = torch.arange(32) - 15.5
+    profile = torch.exp(-(r[:, None] ** 2 + r**2) / 18)
+    sky = torch.full((1, 1, 1), 2.0)
+    noise = 2 * torch.randn(1, 32, 32, generator=generator)
+    assert significant_flux(noise + profile, sky).max() == 0
+    bright = significant_flux(noise + 400 * profile, sky)
+    assert bright[0, 15, 15] == pytest.approx(400, rel=0.1)
+    assert bright[0, 0, 0] == 0
+
+
+def test_composing_and_observing_draw_from_streams_of_their_own():
+    """One seed, two purposes: the same numbers would tie the noise to the sources."""
+    seeds = [seed_of(purpose, 7) for purpose in ("compose", "observe", "noise")]
+    draws = [torch.randn(1000, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    assert torch.corrcoef(torch.stack(draws)).fill_diagonal_(0).abs().max() < 0.15
