@@ -31,6 +31,7 @@ class Conditioning:
     posterior: the Gaussian posterior. maps: static features (B, 3C, H, W). scalars: (B, 2C).
     noise: (B, C, 1, 1), the posterior standard deviation of a pixel, nJy.
     gain: (B, C, H, W), how much wider the posterior is here than the stationary S says.
+    weight: (B, 1, H, W), 1 for pixels that some band sees, 0 where none does; 1 everywhere in a scene without data.
     """
 
     posterior: GaussianPosterior
@@ -38,6 +39,12 @@ class Conditioning:
     scalars: Tensor
     noise: Tensor
     gain: Tensor
+    weight: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """What multiplies F: the gain; zero in the margin, where F is not trained and the Gaussian prior speaks."""
+        return self.gain * (self.weight > 0)
 
 
 class Denoiser(nn.Module, PyTorchModelHubMixin):
@@ -111,7 +118,9 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         gain = ((prior + depth) / (prior + depth * coverage.clamp(min=0))).sqrt()
         scalars = torch.log(posterior.amplitude.view(-1, 1) * depth.flatten(1).clamp(min=1e-12).sqrt()) / 4
         scalars = torch.cat([scalars * present.flatten(1), present.flatten(1)], dim=1)
-        return Conditioning(posterior, maps, scalars, noise, gain)
+        best = posterior.footprint.amax(1, keepdim=True)
+        weight = torch.where(best.amax((-2, -1), keepdim=True) > 0, (2 * best - 0.5).clamp(0, 1), 1.0)
+        return Conditioning(posterior, maps, scalars, noise, gain, weight)
 
     def inputs(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor, Conditional]:
         """Features (B, FIELDS · C, H, W) and scalars (B, 2C + 1) for the network, and the Gaussian p(x | x_t, y).
@@ -143,9 +152,9 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
     def forward(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """D (B, C, H, W) for x_t (B, C, H, W) at σ (B,)."""
         *inputs, given = self.inputs(x_t, sigma, conditioning)
-        return given.mean + given.colour(conditioning.gain * self.network_output(*inputs))
+        return given.mean + given.colour(conditioning.scale * self.network_output(*inputs))
 
     def correction(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """D − μ (B, C, H, W): what the sampler integrates beside the Gaussian part."""
         *inputs, given = self.inputs(x_t, sigma, conditioning)
-        return given.colour(conditioning.gain * self.network_output(*inputs))
+        return given.colour(conditioning.scale * self.network_output(*inputs))

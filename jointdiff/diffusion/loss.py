@@ -50,7 +50,7 @@ class DenoisingLoss(nn.Module):
             shares = torch.cat([(first + i) / self.levels for i in range(self.levels)])
             noisy = [self._noisy(truth, share, conditioning, generator) for share in shares.chunk(self.levels)]
             features, scalars, targets = (torch.cat(parts) for parts in zip(*noisy, strict=True))
-            weight = loss_weight(conditioning).repeat(self.levels, 1, 1, 1)
+            weight = conditioning.weight.repeat(self.levels, 1, 1, 1)
         output = self.denoiser.network_output(features, scalars)
         total = weight.mean((1, 2, 3))
         each = spectral_norm(weight.sqrt() * (output - targets), grid)
@@ -76,15 +76,6 @@ class DenoisingLoss(nn.Module):
         scatter = torch.randn(len(truth), device=truth.device, generator=generator)
         guess = scene_amplitude(truth, gamma, grid).clamp(min=FAINTEST) * 10 ** (AMPLITUDE_SCATTER * scatter)
         return torch.where(seen, evidence_amplitude(model, observations, gamma), guess)
-
-
-def loss_weight(conditioning: Conditioning) -> Tensor:
-    """(B, 1, H, W), from the data alone: 1 for pixels that some band sees, 0 where none does.
-
-    1 everywhere in a scene without data.
-    """
-    best = conditioning.posterior.footprint.amax(1, keepdim=True)
-    return torch.where(best.amax((-2, -1), keepdim=True) > 0, (2 * best - 0.5).clamp(0, 1), 1.0)
 
 
 def spectral_norm(field: Tensor, grid: Grid) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jointdiff import gaussian
-from jointdiff.diffusion.loss import WIDER, DenoisingLoss, loss_weight, spectral_norm
+from jointdiff.diffusion.loss import WIDER, DenoisingLoss, spectral_norm
 from jointdiff.gaussian import apply, field, spectrum
 from jointdiff.scene import Grid
 from jointdiff.simulate.observe import Conditions
@@ -35,7 +35,7 @@ def test_zero_network_scores_the_whitened_residual():
     loss, each, shares = evaluate(denoiser, mock, grid)
     conditioning = denoiser.condition(mock.observations, grid)
     low, high = conditioning.posterior.sigma_range
-    weight = loss_weight(conditioning)
+    weight = conditioning.weight
     generator = torch.Generator().manual_seed(0)
     torch.rand(4, generator=generator)  # the levels
     total = norm = 0.0
@@ -96,14 +96,14 @@ def test_weights_cover_the_data_alone():
     """1 where some band sees, 0 well inside the margin, and 1 everywhere in a scene that nothing sees."""
     denoiser = untrained()
     mock, grid = mock_of(replace(STEADY, margin=1.0, margin_width=(1.6, 1.6)), size=64)
-    weight = loss_weight(denoiser.condition(mock.observations, grid))
+    weight = denoiser.condition(mock.observations, grid).weight
     assert weight.shape == (4, 1, 64, 64)
     assert 0 <= float(weight.min()) <= float(weight.max()) <= 1
     assert float(weight[..., 24:40, 24:40].min()) > 0.9
     assert float(weight[..., :4, :].max()) == 0
     blind, grid = mock_of(replace(STEADY, drop_all=1.0))
     amplitude = torch.ones(4)
-    assert (loss_weight(denoiser.condition(blind.observations, grid, amplitude)) == 1).all()
+    assert (denoiser.condition(blind.observations, grid, amplitude).weight == 1).all()
 
 
 def test_levels_are_evenly_spread():
@@ -160,7 +160,7 @@ def test_loss_is_that_of_each_scene():
     denoiser = untrained(seed=0)
     mock, grid = mock_of()
     loss, each, _ = evaluate(denoiser, mock, grid)
-    weight = loss_weight(denoiser.condition(mock.observations, grid)).mean((1, 2, 3)).repeat(LEVELS)
+    weight = denoiser.condition(mock.observations, grid).weight.mean((1, 2, 3)).repeat(LEVELS)
     torch.testing.assert_close(loss.detach(), (weight * each).sum() / weight.sum())
 
 
