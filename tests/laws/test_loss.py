@@ -96,7 +96,10 @@ def test_weights_cover_the_data_alone():
     """1 where some band sees, 0 well inside the margin, and 1 everywhere in a scene that nothing sees."""
     denoiser = untrained()
     mock, grid = mock_of(replace(STEADY, margin=1.0, margin_width=(1.6, 1.6)), size=64)
-    weight = denoiser.condition(mock.observations, grid).weight
+    conditioning = denoiser.condition(mock.observations, grid)
+    weight = conditioning.weight
+    assert (conditioning.scale[..., :4, :] == 0).all()  # where F is not trained it does not speak
+    torch.testing.assert_close(conditioning.scale[..., 24:40, 24:40], conditioning.gain[..., 24:40, 24:40])
     assert weight.shape == (4, 1, 64, 64)
     assert 0 <= float(weight.min()) <= float(weight.max()) <= 1
     assert float(weight[..., 24:40, 24:40].min()) > 0.9
