@@ -94,11 +94,11 @@ def fit_prior(scenes: Tensor, grid: Grid, bins: int = 24, iterations: int = 4) -
     rings = _rings(k, bins)
     x = spectrum(scenes)
     amplitude = scenes.square().mean((1, 2, 3)).sqrt()
+    shares = [weights[ring] / weights[ring].sum() for ring in rings]
+    centres = torch.stack([(w * k[ring]).sum() for w, ring in zip(shares, rings, strict=True)])
     for _ in range(iterations):
         y = x / amplitude.view(-1, 1, 1, 1)
         power = torch.einsum("nhwi,nhwj->hwij", y, y.conj()).real / len(y)
-        shares = [weights[ring] / weights[ring].sum() for ring in rings]
-        centres = torch.stack([(w * k[ring]).sum() for w, ring in zip(shares, rings, strict=True)])
         means = [(w[:, None, None] * power[ring]).sum(0) for w, ring in zip(shares, rings, strict=True)]
         prior = GaussianPrior(centres, torch.stack(means))
         amplitude = scene_amplitude(scenes, prior.on(grid), grid)
@@ -107,11 +107,16 @@ def fit_prior(scenes: Tensor, grid: Grid, bins: int = 24, iterations: int = 4) -
 
 def scene_amplitude(scenes: Tensor, gamma: Tensor, grid: Grid) -> Tensor:
     """The amplitude (N,) of known scenes: √⟨x̂ᴴ Γ⁻¹ x̂⟩ per mode, over the frequencies that vote on the evidence."""
-    vote = torch.as_tensor(wavenumber(grid) <= EVIDENCE_MAX_WAVENUMBER, device=scenes.device)
-    weights = torch.as_tensor(half_plane_weights(grid)).to(scenes).expand(vote.shape)[vote]
+    vote, weights = _voters(grid, scenes)
     lower = torch.linalg.cholesky(gamma[vote])
     distance = solve_lower(lower.expand(len(scenes), *lower.shape), spectrum(scenes)[:, vote]).abs().square().mean(-1)
     return ((weights * distance).sum(-1) / weights.sum()).sqrt()
+
+
+def _voters(grid: Grid, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Which frequencies (H, W//2 + 1) vote on the amplitude, and how often each of them stands in the full plane."""
+    vote = torch.as_tensor(wavenumber(grid) <= EVIDENCE_MAX_WAVENUMBER, device=like.device)
+    return vote, torch.as_tensor(half_plane_weights(grid)).to(like).expand(vote.shape)[vote]
 
 
 def _rings(k: Tensor, bins: int) -> list[Tensor]:
@@ -140,8 +145,7 @@ def evidence_amplitude(
     vector = spectrum(model.adjoint([w * o.image / root for o, w, root in zip(observations, even, roots, strict=True)]))
     precision = model.precision([w / root.square() for w, root in zip(even, roots, strict=True)])
     floor = 0.2 / precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=1e-12).sqrt()
-    vote = torch.as_tensor(wavenumber(model.grid) <= EVIDENCE_MAX_WAVENUMBER, device=gamma.device)
-    weights = torch.as_tensor(half_plane_weights(model.grid)).to(gamma).expand(gamma.shape[:2])[vote]
+    vote, weights = _voters(model.grid, gamma)
     precision, vector, gamma = precision[:, vote], vector[:, vote], gamma[vote]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gamma))
     log_amplitudes = torch.linspace(0, decades * math.log(10), points).to(gamma)
@@ -284,10 +288,6 @@ class GaussianPosterior:
         mean = solve(lower, self._precision_mean + inverse * spectrum(x_t))
         return Conditional(field(mean, self.grid), lower, self.grid)
 
-    def sample(self, noise: Tensor) -> Tensor:
-        """Posterior samples from white noise (B, C, H, W)."""
-        return self.mean + self.marginal().colour(noise)
-
     def perturbed(self, scene: Tensor, data: Sequence[Tensor]) -> Tensor:
         """Exact posterior samples (S, C, H, W), for one scene (B = 1), whatever the masks and weights.
 
@@ -304,10 +304,14 @@ class GaussianPosterior:
         residual = self.weighted_data - self._operator(mean)
         return (residual * self._covariance(residual)).mean((1, 2, 3)).clamp(min=0).sqrt()
 
+    @cached_property
+    def _flat_images(self) -> list[Tensor]:
+        """A 1: what each observation would see of a sky of ones."""
+        return self._model(torch.ones_like(self.weighted_data))
+
     def _hits(self, weights: Sequence[Tensor]) -> Tensor:
         """Aᵀ W A 1 (B, C, H, W)."""
-        seen = self._model(torch.ones_like(self.weighted_data))
-        return self._model.adjoint([w * image for w, image in zip(weights, seen, strict=True)])
+        return self._model.adjoint([w * image for w, image in zip(weights, self._flat_images, strict=True)])
 
     @cached_property
     def coverage(self) -> Tensor:

@@ -174,7 +174,7 @@ class Meter:
 
     def __init__(self, accelerator: Accelerator, settings: TrainingConfig):
         self._accelerator, self._settings = accelerator, settings
-        self._waited = self._timed = 0.0
+        self._timed = 0.0
         self._bar = self._new_bar() if accelerator.is_main_process else None
         self._restart()
 

@@ -52,11 +52,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Report:
-    """What a validation found. catalogs: METHOD's, one per scene."""
+    """What a validation found.
+
+    by_magnitude: as score_by_magnitude gives it, in EDGES. catalogs: METHOD's, one per scene.
+    """
 
     scenes: list[ScoredScene]
     sources: Sources
     scores: Scores
+    by_magnitude: dict[str, dict[str, dict[str, np.ndarray]]]
     catalogs: list[Table]
 
 
@@ -92,7 +96,9 @@ class Validation:
             names = [band.name for band in denoiser.bands]
             catalogs.append(measure(ours.samples, names, trial.name, self.grid.scale, data=data))
         sources = measure_scenes(scenes, names, self.grid.scale)
-        return Report(scenes, sources, score(sources, np.random.default_rng(self.seed)), catalogs)
+        scores = score(sources, np.random.default_rng(self.seed))
+        by_magnitude = score_by_magnitude(sources, EDGES, np.random.default_rng(self.seed))
+        return Report(scenes, sources, scores, by_magnitude, catalogs)
 
     def _estimate(self, method: Reconstructor, trial: Trial) -> Estimate:
         draws = method.sample(trial.observations, self.grid, self.samples, NoiseStream(self.seed, trial.name))
@@ -103,8 +109,7 @@ class Validation:
         names = report.sources.names
         measured = report.sources.estimates[METHOD]
         figures = {"photometry": photometry_figure(report.sources.truth.point, measured.samples, names)}
-        by_magnitude = score_by_magnitude(report.sources, EDGES, np.random.default_rng(self.seed))
-        figures["magnitude"] = magnitude_figure(by_magnitude, EDGES, names)
+        figures["magnitude"] = magnitude_figure(report.by_magnitude, EDGES, names)
         brightest = sorted(self.trials, key=lambda trial: -float(trial.truth.sum()))
         shown = sorted(trial.name for trial in brightest[len(brightest) // 4 :][:pictured])
         for trial, scene in zip(self.trials, report.scenes, strict=True):
@@ -130,8 +135,7 @@ def log(report: Report, figures: Mapping[str, "Figure"], writer, step: int) -> N
     """Every score as a scalar and every figure as an image, to a TensorBoard SummaryWriter."""
     for name, value in flatten(report.scores, "validation/"):
         writer.add_scalar(name, value, step)
-    by_magnitude = score_by_magnitude(report.sources, EDGES, np.random.default_rng(0))
-    for method, bands in by_magnitude.items():
+    for method, bands in report.by_magnitude.items():
         for band, rows in bands.items():
             for key, values in rows.items():
                 for edge, value in zip(EDGES, values, strict=False):

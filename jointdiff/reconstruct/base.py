@@ -3,7 +3,6 @@
 A Reconstructor works on a periodic grid, as simulated scenes are; field.py brings real fields to one.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.scene import Frame, Grid, Observation
+from jointdiff.seeds import seed_of
 
 CHUNK = 16
 """Samples drawn at a time, which bounds memory."""
@@ -33,8 +33,7 @@ class NoiseStream:
         """White noise of the samples ``numbers``: a tensor (len(numbers), *shape) for each shape, as ``like``."""
         draws = []
         for number in numbers:
-            key = hashlib.sha256(f"{self.seed}/{number}/{self.name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+            generator = torch.Generator().manual_seed(seed_of(self.seed, number, self.name))
             draws.append([torch.randn(*shape, generator=generator) for shape in shapes])
         return tuple(torch.stack(parts).to(like) for parts in zip(*draws, strict=True))
 
