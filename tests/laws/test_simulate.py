@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jointdiff.forward import ForwardModel, wavenumber
+from jointdiff.forward import ForwardModel, wavenumber, with_floors
 from jointdiff.io.products import read_truth
 from jointdiff.io.scene_files import read_field
 from jointdiff.reconstruct.field import pad_field
@@ -34,7 +34,7 @@ ALONE = Crowding(mean_sources=1.0, empty=0.0, flux_scatter=0.0)
 
 
 def skies(library, crowding, batch, seed=0):
-    return compose(library, SKY, crowding, batch, torch.Generator().manual_seed(seed))
+    return compose(library, BANDS, SKY, crowding, batch, torch.Generator().manual_seed(seed))
 
 
 def test_skies_follow_the_seed():
@@ -47,7 +47,7 @@ def test_skies_follow_the_seed():
 def test_a_lone_source_is_rolled_round_the_torus(size):
     """Wherever it lies, edges and corners included: the stamp folded onto the torus. Float32 sums: 1e-6."""
     library = library_of([gaussian_stamp([1e3] * 6, 1.2, size)])
-    stamp = library.stamps[size][0].double() * library.scales[size][0].double()
+    stamp = library.stamps[size][0, :6].double() * library.scales[size][0].double()
     folded = torch.zeros(6, *SKY.shape, dtype=torch.double)
     for row in range(size):
         for column in range(size):
@@ -69,7 +69,7 @@ def test_turns_are_the_eight_of_the_square():
     rng = np.random.default_rng(1)
     stamp = rng.uniform(0.5, 1.0, (6, 16, 16))
     library = library_of([stamp])
-    held = (library.stamps[16][0].float() * library.scales[16][0]).numpy()
+    held = (library.stamps[16][0, :6] * library.scales[16][0]).numpy()
     turned = [np.rot90(held, k, (1, 2)) for k in range(4)]
     turned += [image[:, :, ::-1] for image in turned]
     counts = np.zeros(8)
@@ -322,6 +322,15 @@ def test_mock_fields_hold_the_core(served):
         assert torch.equal(o.image.flatten(), before.image[0][seen])
         assert torch.equal(o.ivar.flatten(), before.ivar[0][seen])
         torch.testing.assert_close(o.frame.psf, before.frame.psf)
+
+
+def test_mocks_are_weighted_as_real_fields_are(served):
+    """What a method is given of a field that was written and read back is what Simulator.draw would have given it."""
+    mock, field, _ = served
+    padded = pad_field(field.observations, field.grid, untrained())
+    for o, before in zip(padded.observations, mock.observations, strict=True):
+        assert o.band == before.band
+        assert torch.equal(o.ivar.flatten(), with_floors(before, BANDS).ivar[0][before.ivar[0] > 0])
 
 
 def chi2(mock, field, roll=(0, 0)) -> dict[str, tuple[float, int]]:
