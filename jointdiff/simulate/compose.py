@@ -53,9 +53,10 @@ def compose(
     device = library.stamps[sizes[0]].device
     margin = max(sizes)
     channels = torch.tensor([library.bands.index(band) for band in bands], device=device)
-    canvas = torch.zeros(batch, len(bands), grid.shape[0] + margin, grid.shape[1] + margin, device=device)
+    skies = torch.empty(batch, len(bands), *grid.shape, device=device)
     starts = torch.tensor([0] + [len(library.scales[n]) for n in sizes]).cumsum(0)
-    for scene in range(batch):
+    for sky in skies:
+        canvas = torch.zeros(len(bands), grid.shape[0] + margin, grid.shape[1] + margin, device=device)
         positions = _positions(grid, crowding, generator)
         chosen = torch.randint(len(stars), (len(positions),), generator=generator)
         gains = 10 ** (crowding.flux_scatter * torch.randn(len(positions), generator=generator))
@@ -67,8 +68,9 @@ def compose(
             size, index = sizes[group], source - int(starts[group])
             stamp = _turned(library.stamps[size][index][channels].float(), turn) * (gain * library.scales[size][index])
             row, column = ((p - size // 2) % extent for p, extent in zip(position, grid.shape, strict=True))
-            canvas[scene, :, row : row + size, column : column + size] += stamp
-    return _wrapped(canvas, grid.shape)
+            canvas[:, row : row + size, column : column + size] += stamp
+        sky.copy_(_wrapped(canvas, grid.shape))
+    return skies
 
 
 def _positions(grid: Grid, crowding: Crowding, generator: torch.Generator) -> list[tuple[int, int]]:
