@@ -89,17 +89,20 @@ def test_colour_terms_scatter_as_stated(stamps, band):
     squares = (residuals**2).sum((1, 2)) / (scatter**2 * (light**2).sum((1, 2)))
     print(band.filter, f"scatter {scatter:.4f}, rms over it {squares.mean() ** 0.5:.2f}")
     assert 0.25 < squares.mean() < 1 + 3 * squares.std() / COUNT**0.5
+    assert scatter < 0.02, "METHOD section 4"
 
 
 def test_images_agree_with_the_scene_within_the_floor(stamps):
-    """A · truth against LSST images so deep that the colour terms, not the noise, set the residual."""
+    """A · truth against LSST images so deep that colour terms, not noise, set the residual.
+
+    Over 32 scenes: of a few, one source of an odd colour may set it.
+    """
     source = simulator(("lsst",), STEADY, library_of([100 * s for s in stamps]))
-    for seed in range(4):
-        served = source.expose(8, seed)
-        model = ForwardModel(source.grid, BANDS, TARGET_FWHM, served.observations)
-        for o, seen in zip(served.observations[1:], model(served.truth)[1:], strict=True):
-            floored = with_floors(o, BANDS)
-            square, ruled = (o.image - seen).square(), floored.ivar < 0.5 * o.ivar
-            assert ruled.sum() > 100
-            assert float((square * floored.ivar)[ruled].mean()) < 1.0
-            assert float((square * o.ivar)[ruled].mean()) > 1.5, "without the floor the images contradict the truth"
+    served = source.expose(32, 0)
+    model = ForwardModel(source.grid, BANDS, TARGET_FWHM, served.observations)
+    for o, seen in zip(served.observations[1:], model(served.truth)[1:], strict=True):
+        floored = with_floors(o, BANDS)
+        square, ruled = (o.image - seen).square(), floored.ivar < 0.5 * o.ivar
+        assert ruled.sum() > 1000
+        assert float((square * floored.ivar)[ruled].mean()) < 1
+        assert float((square * o.ivar)[ruled].mean()) > 2, "without the floor the images contradict the truth"
