@@ -228,8 +228,8 @@ ALIASING_SIGNIFICANCE = 4.5
 """Multiple of its noise above which the checkerboard pattern is a source's."""
 
 ALIASING_FLOOR = 0.11
-"""Error of the model of undersampled VIS over the checkerboard pattern in the image: the worst over sub-pixel phases for
-a star, 1.3 times that for a de Vaucouleurs bulge (tests/reference/test_forward_galsim.py)."""
+"""Error of the model of undersampled VIS over the checkerboard pattern in the image: the worst that a star has at any
+sub-pixel phase, 1.3 times that of a de Vaucouleurs bulge (tests/reference/test_forward_galsim.py)."""
 
 
 def with_aliasing_floor(observation: Observation) -> Observation:
@@ -237,7 +237,7 @@ def with_aliasing_floor(observation: Observation) -> Observation:
 
     What folds over lies next to the corner of the band that the pixels hold: the checkerboard pattern, the product of
     (1, -2, 1)/2 along both axes, measures it. Adds (ALIASING_FLOOR × its largest value in 7 × 7 pixels)² where that is
-    significant: for stars some 3 % of their peak, for galaxies less the smoother they are; a function of the data alone.
+    significant: for stars some 3 % of their peak, for galaxies less, the smoother they are. A function of the data.
     """
     if observation.band.name != "VIS":
         return observation

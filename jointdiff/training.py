@@ -72,7 +72,7 @@ def learning_rate(step: int, settings: TrainingConfig) -> float:
 def optimizers(denoiser: Denoiser, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the blocks' convolutions, AdamW for the rest.
 
-    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so one learning rate serves both.
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982): one learning rate serves both.
     """
     matrices = denoiser.network.matrices
     others = [p for p in denoiser.parameters() if all(p is not matrix for matrix in matrices)]

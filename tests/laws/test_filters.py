@@ -40,7 +40,7 @@ def test_every_band_of_a_survey_has_a_filter_of_its_own(geometry):
 
 @pytest.mark.parametrize(("geometry", "seen"), [("lsst", (BANDS[0], *LSST)), ("hsc", BANDS), ("mer", BANDS)])
 def test_observations_carry_the_surveys_filters(odd_colours, geometry, seen):
-    """And where those are the scene's, A is one-hot and no variance is added, but in VIS for aliasing where there is a source."""
+    """And where those are the scene's, A is one-hot and no variance is added but for aliasing under sources in VIS."""
     source = simulator((geometry,), STEADY, odd_colours)
     drawn, served = source.draw(2, 0).observations, source.expose(2, 0).observations
     assert tuple(o.band for o in drawn) == seen

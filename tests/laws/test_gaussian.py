@@ -193,7 +193,7 @@ def test_coverage_is_the_own_precision_of_each_band():
         transfer, weight, _, _ = _dense(model, observations, scene)
         size, start = GRID.shape[0] * GRID.shape[1], 0
         own = torch.zeros(3, size, dtype=torch.float64)
-        for o, c in zip(observations, model.responses, strict=True):
+        for o in observations:
             rows = slice(start, start := start + o.image[scene].numel())
             for band in range(3):
                 part = transfer[rows, band * size : (band + 1) * size]
