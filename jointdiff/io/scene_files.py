@@ -1,4 +1,4 @@
-"""scene.yaml: the observations of one field, read from FITS files and written as them (METHOD section 9)."""
+"""scene.yaml: the observations of one field, read from FITS files and written as them (METHOD section 9, format 1)."""
 
 import difflib
 import math
@@ -19,6 +19,8 @@ from jointdiff.io.observations import NOISE, Entry, place_on_sky, read_exposure
 from jointdiff.io.wcs import tangent_wcs
 from jointdiff.scene import Band, Grid, Observation
 from jointdiff.survey import BANDS, FILTERS
+
+FORMAT = 1
 
 _FIELD_KEYS = ("name", "reference", "observations")
 _ENTRY_KEYS = ("band", "image", *NOISE, "mask", "psf", "filter", "zeropoint")
@@ -104,8 +106,8 @@ def write_field(
     assert reference in [entry["band"] for entry in entries], f"no reference {reference}"
     path = folder / "scene.yaml"
     with atomic_path(path) as temporary:
-        text = yaml.safe_dump({"name": name, "reference": reference, "observations": entries}, sort_keys=False)
-        temporary.write_text(text, encoding="utf-8")
+        content = {"format": FORMAT, "name": name, "reference": reference, "observations": entries}
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -134,7 +136,10 @@ def _pixels(tensor) -> np.ndarray:
 def _read_yaml(path: Path) -> tuple[str, str, list[Entry]]:
     """Name, reference and entries of a scene file, checked in all but the images."""
     content = _load(path)
-    _check_keys(content, _FIELD_KEYS, _FIELD_KEYS, "scene", path)
+    form = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
+    if type(form) is not int or form != FORMAT:  # first: another format may well have other keys. True == 1
+        raise InputError(f"scene: format is {form!r}, this version reads {FORMAT} ({path})")
+    _check_keys(content, ("format", *_FIELD_KEYS), _FIELD_KEYS, "scene", path)
     name, reference, items = (content[key] for key in _FIELD_KEYS)
     if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise InputError(f"name: {name!r} cannot name a folder: use letters, digits and ._+-, in quotes ({path})")

@@ -91,6 +91,8 @@ BROKEN = {
     "not a mapping": (_text("- VIS\n"), ["found list", "scene.yaml"]),
     "empty": (_text(""), ["found NoneType", "scene.yaml"]),
     "unknown key": (_top(referense="VIS"), ["'referense'", "'reference'", "scene.yaml"]),
+    "another format": (_top(format=2, fields=[]), ["format is 2, this version reads 1", "scene.yaml"]),
+    "format true": (_top(format=True), ["format is True, this version reads 1", "scene.yaml"]),
     "no name": (_text("reference: VIS\nobservations: []\n"), ["missing name", "scene.yaml"]),
     "name is a number": (_top(name=12), ["name: 12", "scene.yaml"]),
     "name is the catalog's": (_top(name="catalog.fits"), ["'catalog.fits' is a file of the output", "scene.yaml"]),
