@@ -1,6 +1,5 @@
 """scene.yaml: the observations of one field, read from FITS files and written as them (METHOD section 9, format 1)."""
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ import yaml
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from jointdiff.errors import InputError
+from jointdiff.errors import InputError, closest
 from jointdiff.io.atomic import atomic_path
 from jointdiff.io.fits import one_line, write_fits
 from jointdiff.io.observations import NOISE, Entry, place_on_sky, read_exposure
@@ -186,7 +185,7 @@ def _parse_entry(item, number: int, path: Path) -> Entry:
             raise InputError(f"{label}: {key} is {item[key]!r}, expected text ({path})")
     curve = item.get("filter", _DEFAULT_FILTERS.get(name, ""))
     if curve and curve not in FILTERS:
-        raise InputError(f"{label}: unknown filter {curve!r}{_closest(curve, FILTERS)} ({path})")
+        raise InputError(f"{label}: {_unknown('filter', curve, FILTERS)} ({path})")
     zeropoint = _zeropoint(item["zeropoint"], label, path) if "zeropoint" in item else None
     return Entry(Band(name, curve), item["image"], kinds[0], item[kinds[0]], item["psf"], item.get("mask"), zeropoint)
 
@@ -208,13 +207,11 @@ def _check_keys(content, valid: Sequence[str], required: Sequence[str], label: s
         raise InputError(f"{label}: expected keys {', '.join(required)}, found {type(content).__name__} ({path})")
     for key in content:
         if key not in valid:
-            raise InputError(f"{label}: unknown key {key!r}{_closest(str(key), valid)} ({path})")
+            raise InputError(f"{label}: {_unknown('key', str(key), valid)} ({path})")
     missing = [key for key in required if key not in content]
     if missing:
         raise InputError(f"{label}: missing {', '.join(missing)} ({path})")
 
 
-def _closest(word: str, valid: Iterable[str]) -> str:
-    """The valid word most like this one, as the rest of a sentence; all of them where none is like it."""
-    match = difflib.get_close_matches(word, list(valid), 1)
-    return f", did you mean {match[0]!r}?" if match else f", expected one of {', '.join(valid)}"
+def _unknown(kind: str, word: str, valid: Iterable[str]) -> str:
+    return f"unknown {kind} {word!r}, expected one of {', '.join(valid)}; did you mean {closest(word, valid)!r}?"
