@@ -141,10 +141,12 @@ def validation(config: Config, split: str, scenes: int, samples: int, device="cp
 
 
 def validator(config: Config, accelerator):
-    """What the trainer calls now and then: score the averaged weights, log them, and write their catalog."""
+    """What the trainer calls now and then: score the averaged weights, as model/ holds them, log and write it all."""
     from jointdiff.evaluate import validation as scoring
+    from jointdiff.reconstruct.checkpoint import fingerprint
+    from jointdiff.reconstruct.diffusion import Diffusion
 
-    settings = config.training
+    run, settings = Path(config.run), config.training
     count, samples = settings.validation_scenes, settings.validation_samples
     trials = validation(config, "validation", count, samples, accelerator.device)
     writer = accelerator.get_tracker("tensorboard", unwrap=True)
@@ -152,20 +154,12 @@ def validator(config: Config, accelerator):
     def validate(denoiser, step: int) -> None:
         report = trials.run(denoiser)
         figures = trials.figures(report)
-        folder = Path(config.run) / "validation" / f"step_{step:08d}"
+        folder = run / "validation" / f"step_{step:08d}"
+        made = Diffusion(denoiser, config.sampling.evaluations).provenance(config.seed, fingerprint(run / "model"))
         scoring.log(report, figures, writer, step)
-        scoring.write(report, figures, folder, provenance(config, None))
+        scoring.write(report, figures, folder, made)
 
     return validate
-
-
-def provenance(config: Config, checkpoint: str | None) -> dict:
-    """What a product says of its making."""
-    from importlib.metadata import version
-
-    made = {"version": version("jointdiff"), "seed": config.seed, "method": "diffusion", "mode": "amortized"}
-    made["evaluations"] = config.sampling.evaluations
-    return made if checkpoint is None else made | {"checkpoint": checkpoint}
 
 
 def network_dtype(precision: str, device):

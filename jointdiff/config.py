@@ -212,8 +212,6 @@ def train(config: Config) -> None:
 
 def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
-    from importlib.metadata import version
-
     from jointdiff.evaluate.field import FieldJob
     from jointdiff.io.products import merge_catalogs, write_catalog
     from jointdiff.io.scene_files import read_fields
@@ -226,14 +224,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     denoiser = load_denoiser(folder).to(_device())
     denoiser.network_dtype = build.network_dtype("auto", _device())  # as it was scored
     reconstructor = build_reconstructor(config.method, denoiser, config.evaluations)
-    provenance = {
-        "version": version("jointdiff"),
-        "checkpoint": fingerprint(folder),
-        "seed": config.seed,
-        "method": reconstructor.method,
-        "mode": reconstructor.mode,
-        "evaluations": reconstructor.evaluations,
-    }
+    provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
     jobs = [FieldJob(field, reconstructor, config.num_samples) for field in read_fields(config.scene)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs]
@@ -248,6 +239,7 @@ def evaluate(config: Config) -> None:
     from jointdiff.evaluate import validation
     from jointdiff.io.atomic import atomic_path
     from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
+    from jointdiff.reconstruct.diffusion import Diffusion
 
     run, device = Path(config.run), _device()
     _use_cores()
@@ -255,7 +247,8 @@ def evaluate(config: Config) -> None:
     denoiser = load_denoiser(run / "model").to(device)
     denoiser.network_dtype = build.network_dtype("auto", device)
     done = run / "evaluation" / "scoreboard.txt"
-    provenance = build.provenance(config, fingerprint(run / "model"))
+    reconstructor = Diffusion(denoiser, config.sampling.evaluations)
+    provenance = reconstructor.provenance(config.seed, fingerprint(run / "model"))
     made = {**provenance, **asdict(config.sampling), "simulation": build.digest(config)}
     key = "  ".join(f"{name}={value}" for name, value in made.items())
     if not (done.is_file() and done.read_text().startswith(key)):
