@@ -71,22 +71,6 @@ class Reconstructor(ABC):
         """``count`` samples of one sky (B = 1) that is periodic on the grid."""
 
 
-def sample_batch(
-    reconstructor: Reconstructor,
-    observations: Sequence[Observation],
-    grid: Grid,
-    names: Sequence[str],
-    count: int,
-    seed: int,
-) -> Draws:
-    """Samples (B, S, C, H, W) and means (B, C, H, W) of a batch of B named skies, each periodic on the grid."""
-    draws = [
-        reconstructor.sample(scene, grid, count, NoiseStream(seed, name))
-        for scene, name in zip(single_scenes(observations), names, strict=True)
-    ]
-    return Draws(torch.stack([d.samples for d in draws]), torch.stack([d.mean for d in draws]))
-
-
 def single_scenes(observations: Sequence[Observation]) -> Iterator[list[Observation]]:
     """The scenes of a batch one by one, each with B = 1."""
     for scene in range(len(observations[0].image)):
