@@ -46,6 +46,10 @@ class ReconstructConfig:
         require(self.mode == "amortized", "mode", self.mode, "amortized, the only mode so far")
 
 
+PATIENCE = 24
+"""Hours that processes wait for the first of them, which draws the library and validates alone. The defaults of torch,
+10 to 30 minutes, would end a large run there; a process that dies is noticed by the launcher, not by this."""
+
 MARGIN = 1.6
 """Margin (arcsec) around a ready scene: two FWHM of a wide ground PSF."""
 
@@ -167,15 +171,20 @@ def _draw_ready_scene(config: Config, geometry: str, number: int) -> None:
 
 def train(config: Config) -> None:
     """Train the denoiser on fresh mocks, from the run's library."""
+    from datetime import timedelta
+
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
+    from accelerate.utils import InitProcessGroupKwargs, set_seed
 
     from jointdiff.diffusion.denoiser import Denoiser
     from jointdiff.training import Trainer, resume_states
 
     run = Path(config.run)
     # Our own setting is the network's precision; Accelerate's would reach the Gaussian algebra, and give NaN.
-    accelerator = Accelerator(mixed_precision="no", log_with="tensorboard", project_dir=str(run))
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=PATIENCE))
+    accelerator = Accelerator(
+        mixed_precision="no", log_with="tensorboard", project_dir=str(run), kwargs_handlers=[patient]
+    )
     _use_cores()
     _refuse_other_run(config, run)
     with accelerator.main_process_first():
