@@ -162,16 +162,6 @@ def validator(config: Config, accelerator):
     return validate
 
 
-def network_dtype(precision: str, device):
-    """The type that the network computes in: bf16 where asked for or, for auto, where the device is fast at it."""
-    import torch
-
-    if precision == "auto":
-        on_cpu = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else torch.cuda.is_bf16_supported()
-        precision = "bf16" if on_cpu else "no"
-    return torch.bfloat16 if precision == "bf16" else None
-
-
 def number_of(config: Config, purpose: str, index: int) -> int:
     """The seed of everything that is drawn once per run."""
     return seed_of(purpose, config.seed, index)

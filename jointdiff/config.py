@@ -79,12 +79,6 @@ def save_config(config: Config | ReconstructConfig, path: str | Path) -> None:
         temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
 
-def _device():
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _use_cores() -> None:
     """All cores for the processes of this machine: ``accelerate launch`` gives one thread to each."""
     import os
@@ -177,6 +171,7 @@ def train(config: Config) -> None:
     from accelerate.utils import InitProcessGroupKwargs, set_seed
 
     from jointdiff.diffusion.denoiser import Denoiser
+    from jointdiff.reconstruct.checkpoint import network_dtype
     from jointdiff.training import Trainer, resume_states
 
     run = Path(config.run)
@@ -204,7 +199,7 @@ def train(config: Config) -> None:
     size = (scene.pixel_scale, scene.target_fwhm, len(prior.wavenumbers))
     denoiser = Denoiser(bands, *size, widths=network.widths, blocks=network.blocks)
     denoiser.set_prior(prior)
-    denoiser.network_dtype = build.network_dtype(config.training.mixed_precision, accelerator.device)
+    denoiser.network_dtype = network_dtype(config.training.mixed_precision, accelerator.device)
     trainer = Trainer(accelerator, denoiser, simulator, config.training, run)
     if states:
         trainer.resume()
@@ -230,8 +225,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     output = Path(config.output)
     require(output.is_dir() or not output.exists(), "output", output, "a folder")
     folder = checkpoint_folder(config.checkpoint)
-    denoiser = load_denoiser(folder).to(_device())
-    denoiser.network_dtype = build.network_dtype("auto", _device())  # as it was scored
+    denoiser = load_denoiser(folder)
     reconstructor = build_reconstructor(config.method, denoiser, config.evaluations)
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
@@ -250,18 +244,19 @@ def evaluate(config: Config) -> None:
     from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
     from jointdiff.reconstruct.diffusion import Diffusion
 
-    run, device = Path(config.run), _device()
+    run = Path(config.run)
     _use_cores()
     _refuse_other_run(config, run)
-    denoiser = load_denoiser(run / "model").to(device)
-    denoiser.network_dtype = build.network_dtype("auto", device)
+    denoiser = load_denoiser(run / "model")
     done = run / "evaluation" / "scoreboard.txt"
     reconstructor = Diffusion(denoiser, config.sampling.evaluations)
     provenance = reconstructor.provenance(config.seed, fingerprint(run / "model"))
     made = {**provenance, **asdict(config.sampling), "simulation": build.digest(config)}
     key = "  ".join(f"{name}={value}" for name, value in made.items())
     if not (done.is_file() and done.read_text().startswith(key)):
-        trials = build.validation(config, "test", config.sampling.scenes, config.sampling.samples, device)
+        trials = build.validation(
+            config, "test", config.sampling.scenes, config.sampling.samples, denoiser.wavenumbers.device
+        )
         report = trials.run(denoiser, progress=True)
         validation.write(report, trials.figures(report), run / "evaluation", provenance)
         with atomic_path(done) as temporary:
