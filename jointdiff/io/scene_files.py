@@ -149,8 +149,12 @@ def _read_yaml(path: Path) -> tuple[str, str, list[Entry]]:
     entries: list[Entry] = []
     for number, item in enumerate(items, 1):
         entry = _parse_entry(item, number, path)
-        if entry.band.name in [other.band.name for other in entries]:
-            raise InputError(f"{entry.band.name}: the band is given twice ({path})")
+        bands = [other.band.name for other in entries]
+        if entry.band.name in bands:
+            first = bands.index(entry.band.name) + 1
+            raise InputError(
+                f"{entry.band.name}: the band is given twice, in observations {first} and {number} ({path})"
+            )
         entries.append(entry)
     bands = [entry.band.name for entry in entries]
     if reference not in bands:

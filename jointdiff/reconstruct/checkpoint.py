@@ -67,7 +67,8 @@ def load_denoiser(
     try:
         weights = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint: {_first_line(error)}; {file.stat().st_size} bytes found ({file})") from error
+        told = f"truncated, or no safetensors: {_first_line(error)}; {file.stat().st_size} bytes found"
+        raise InputError(f"checkpoint: {told} ({file})") from error
     expected = denoiser.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         wanted, found = (tuple(d[name].shape) if name in d else "none" for d in (expected, weights))

@@ -107,7 +107,7 @@ BROKEN = {
     "no band": (_set(1, band=None), ["observation 2", "missing band", "scene.yaml"]),
     "unknown band": (_set(1, band="G"), ["observation 2", "'G'", "VIS, u, g, r, i, z, y", "scene.yaml"]),
     "band a list": (_set(1, band=["g"]), ["observation 2", "['g']", "scene.yaml"]),
-    "repeated band": (_repeat, ["g:", "twice", "scene.yaml"]),
+    "repeated band": (_repeat, ["g:", "twice, in observations 2 and 3", "scene.yaml"]),
     "no image": (_set(1, image=None), ["g:", "missing image", "scene.yaml"]),
     "no psf": (_set(1, psf=None), ["g:", "missing psf", "scene.yaml"]),
     "no noise": (_set(1, variance=None), ["g:", "found none", "scene.yaml"]),
