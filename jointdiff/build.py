@@ -21,6 +21,15 @@ def bands(config: Config):
     return tuple(Band(name, config.filters[name]) for name in config.bands)
 
 
+def library_bands(config: Config, geometries=None):
+    """What stamps are drawn in: the scene's bands, and after them what else the geometries (all, if None) see."""
+    from jointdiff.simulate.observe import GEOMETRIES
+
+    scene = bands(config)
+    seen = [GEOMETRIES[name].seen(band) for name in geometries or config.scene.geometries for band in scene]
+    return tuple(dict.fromkeys([*scene, *seen]))
+
+
 def sources(config: Config):
     """What the library holds: stamps of half a scene pixel, so that scenes are composed finer than they are seen."""
     from jointdiff.simulate.galaxies import SourceSettings
@@ -58,11 +67,12 @@ def simulator(config: Config, split: str, margin: int | None = None, geometries=
     size = scene.size + 2 * (margin or 0)
     check_bands(config)
     _check_library(config)
-    library = load_library(Path(config.run) / "library", split, bands(config)).to(device)
+    geometries = geometries or scene.geometries
+    library = load_library(Path(config.run) / "library", split, library_bands(config, geometries)).to(device)
     # As many sources per area with a margin as without; a field with a margin is made to be looked at, so never empty.
     crowding = Crowding(scene.mean_sources * (size / scene.size) ** 2, 0.0 if margin else scene.empty_fraction)
     grid = Grid.centred((size, size), scene.pixel_scale)
-    return Simulator(library, grid, scene.target_fwhm, crowding, conditions, geometries or scene.geometries)
+    return Simulator(library, bands(config), grid, scene.target_fwhm, crowding, conditions, geometries)
 
 
 def check_bands(config: Config) -> None:
@@ -80,13 +90,12 @@ def check_bands(config: Config) -> None:
 
 
 def _check_library(config: Config) -> None:
-    """Raises InputError if the run's library was drawn with other settings than the config's."""
+    """Raises InputError if the run's library was drawn with other settings; its bands are load_library's to check."""
     from jointdiff.io.shards import read_index
 
     folder = Path(config.run) / "library"
     index = read_index(folder)
-    settings, filters = index["settings"], {band["name"]: band["filter"] for band in index["bands"]}
-    library = config.library
+    library, settings = config.library, index["settings"]
     held = {
         "seed": (config.seed, index["seed"]),
         "library.count": (library.count, sum(len(record["entries"]) for record in index["shards"])),
@@ -97,11 +106,6 @@ def _check_library(config: Config) -> None:
     }
     for name, (value, expected) in held.items():
         require(value == expected, name, value, f"{expected} as in {folder}, or another run")
-    expected = f"some of {', '.join(filters)} as in {folder}, or another run"
-    require({*config.bands} <= filters.keys(), "bands", list(config.bands), expected)
-    for band in config.bands:
-        curve, expected = config.filters[band], f"{filters[band]} as in {folder}, or another run"
-        require(curve == filters[band], f"filters.{band}", curve, expected)
 
 
 def digest(config: Config) -> str:
@@ -111,8 +115,8 @@ def digest(config: Config) -> str:
 
     library = asdict(config.library)
     del library["workers"], library["shard_size"]
-    filters = [config.filters[band] for band in config.bands]
-    parts = [version("jointdiff"), config.seed, config.bands, filters, library, asdict(config.scene)]
+    stamps = [asdict(band) for band in library_bands(config)]
+    parts = [version("jointdiff"), config.seed, config.bands, stamps, library, asdict(config.scene)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

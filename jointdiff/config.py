@@ -138,7 +138,7 @@ def simulate(config: Config) -> None:
     build.check_bands(config)
     run, library, settings = Path(config.run), config.library, build.sources(config)
     sizes = (library.count, config.seed, library.workers, library.shard_size)
-    build_library(run / "library", build.bands(config), settings, *sizes)
+    build_library(run / "library", build.library_bands(config), settings, *sizes)
     for number, geometry in enumerate(config.scene.geometries):
         _draw_ready_scene(config, geometry, number)
     print(f"{library.count} sources in {run / 'library'}/, ready scenes in {run / 'scenes'}/")

@@ -232,3 +232,28 @@ def with_aliasing_floor(observation: Observation) -> Observation:
     peak = torch.nn.functional.max_pool2d(image, 5, stride=1, padding=2).squeeze(1).clamp(min=0)
     ivar = observation.ivar / (1 + observation.ivar * (ALIASING_FLOOR * peak).square())
     return replace(observation, ivar=ivar)
+
+
+def with_colour_floor(observation: Observation, bands: Sequence[Band]) -> Observation:
+    """An observation through another filter than the scene band's, its variance with the scatter of the colour term.
+
+    Adds (scatter × the mean of the 3 × 3 pixels around)² (METHOD section 4), a function of the data alone; the mean
+    keeps a pixel's own noise from setting its weight. Observations through the scene's filters stay as they are.
+    """
+    scatter = response(observation.band, bands)[1]
+    if scatter == 0:
+        return observation
+    ivar = observation.ivar
+    good = (ivar > 0).to(ivar).unsqueeze(1)
+    light = good * observation.image.unsqueeze(1)
+    total, seen = (torch.nn.functional.avg_pool2d(a, 3, stride=1, padding=1) for a in (light, good))
+    mean = (total / seen.clamp(min=1 / 9)).squeeze(1)
+    return replace(observation, ivar=ivar / (1 + ivar * (scatter * mean).square()))
+
+
+def with_floors(observation: Observation, bands: Sequence[Band]) -> Observation:
+    """An observation as every method takes it: its variance admits all that A of a scene in ``bands`` leaves out.
+
+    To be applied once, to what an archive or a simulator serves.
+    """
+    return with_colour_floor(with_aliasing_floor(observation), bands)

@@ -11,6 +11,7 @@ from jointdiff import build, cli, config
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.diffusion.loss import DenoisingLoss
 from jointdiff.errors import InputError
+from jointdiff.io.scene_files import read_field
 from jointdiff.settings import Config, NetworkConfig, SceneConfig
 from tests.denoisers import DEMO_BANDS
 from tests.runs import TINY, make_library, new_run, tiny_config
@@ -84,9 +85,9 @@ def test_another_configuration_is_refused(run, refuse, options, told):
     [
         (
             ["--bands", "[VIS,g,u]", "--filters.u", "cfht-u", "--scene.geometries", "[lsst]"],
-            "bands is ['VIS', 'g', 'u'], expected some of VIS, g, r, i, z, y as in ",
+            "library: no band u (cfht-u): the library has VIS (VIS), g (hsc-g), ",
         ),
-        (["--filters.g", "lsst-g"], "filters.g is lsst-g, expected hsc-g as in "),
+        (["--filters.g", "cfht-r"], "library: no band g (cfht-r): the library has VIS (VIS), g (hsc-g), "),
         (["--library.magnitudes", "[20,25]"], "library.magnitudes is [20.0, 25.0], expected [19.0, 26.5] as in "),
         (["--library.stamp_sizes", "[32]"], "library.stamp_sizes is [32], expected [32, 64] as in "),
         (["--library.star_fraction", "0.2"], "library.star_fraction is 0.2, expected 0.08 as in "),
@@ -170,6 +171,20 @@ def test_fewer_bands_than_the_librarys_will_do(run):
     every = build.simulator(tiny_config(run), "train").draw(1, 0)
     assert [o.band.name for o in some.observations] == ["i", "VIS"]
     torch.testing.assert_close(some.truth, every.truth[:, [3, 0]])
+
+
+def test_a_library_without_the_surveys_filters_is_refused(tmp_path, refuse):
+    """Drawn for HSC alone, wanted for LSST too."""
+    run = tmp_path / "run"
+    config.simulate(tiny_config(run, "--scene.geometries", "[hsc]"))
+    assert "library: no band g (lsst-g): the library has VIS (VIS), g (hsc-g), " in refuse(run)
+    assert len(build.simulator(tiny_config(run), "train", geometries=("mer",)).draw(1, 0).observations) == 6
+
+
+def test_ready_scenes_name_the_filters_that_saw_them(simulated):
+    for geometry, family in (("lsst", "lsst"), ("hsc", "hsc"), ("mer", "hsc")):
+        field = read_field(simulated / "scenes" / geometry / "scene.yaml")
+        assert [o.band.filter for o in field.observations] == ["VIS", *(f"{family}-{band}" for band in "grizy")]
 
 
 def test_a_truncated_shard_is_named(run, refuse):

@@ -9,7 +9,7 @@ import torch
 
 from jointdiff.scene import Grid
 from jointdiff.simulate.compose import Crowding, compose, scene_of, sky_grid
-from tests.mocks import PIXEL, PSF_FWHM, TARGET_FWHM, gaussian_library, gaussian_stamp, library_of
+from tests.mocks import BANDS, PIXEL, PSF_FWHM, TARGET_FWHM, gaussian_library, gaussian_stamp, library_of
 
 SCENE = Grid.centred((32, 32), 0.1)
 SKY = sky_grid(SCENE, PIXEL)
@@ -17,7 +17,7 @@ ALONE = Crowding(mean_sources=1.0, empty=0.0, flux_scatter=0.0)
 
 
 def skies(library, crowding, batch, seed=0):
-    return compose(library, SKY, crowding, batch, torch.Generator().manual_seed(seed))
+    return compose(library, BANDS, SKY, crowding, batch, torch.Generator().manual_seed(seed))
 
 
 def test_skies_follow_the_seed():
@@ -30,7 +30,7 @@ def test_skies_follow_the_seed():
 def test_a_lone_source_is_rolled_round_the_torus(size):
     """Wherever it lies, edges and corners included: the stamp folded onto the torus. Float32 sums: 1e-6."""
     library = library_of([gaussian_stamp([1e3] * 6, 1.2, size)])
-    stamp = library.stamps[size][0].double() * library.scales[size][0].double()
+    stamp = library.stamps[size][0, :6].double() * library.scales[size][0].double()
     folded = torch.zeros(6, *SKY.shape, dtype=torch.double)
     for row in range(size):
         for column in range(size):
@@ -52,7 +52,7 @@ def test_turns_are_the_eight_of_the_square():
     rng = np.random.default_rng(1)
     stamp = rng.uniform(0.5, 1.0, (6, 16, 16))
     library = library_of([stamp])
-    held = (library.stamps[16][0].float() * library.scales[16][0]).numpy()
+    held = (library.stamps[16][0, :6] * library.scales[16][0]).numpy()
     turned = [np.rot90(held, k, (1, 2)) for k in range(4)]
     turned += [image[:, :, ::-1] for image in turned]
     counts = np.zeros(8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jointdiff.forward import ForwardModel, wavenumber
+from jointdiff.forward import ForwardModel, wavenumber, with_floors
 from jointdiff.io.products import read_truth
 from jointdiff.io.scene_files import read_field
 from jointdiff.reconstruct.field import pad_field
@@ -229,6 +229,15 @@ def test_mock_fields_hold_the_core(served):
         assert torch.equal(o.image.flatten(), before.image[0][seen])
         assert torch.equal(o.ivar.flatten(), before.ivar[0][seen])
         torch.testing.assert_close(o.frame.psf, before.frame.psf)
+
+
+def test_mocks_are_weighted_as_real_fields_are(served):
+    """What a method is given of a field that was written and read back is what Simulator.draw would have given it."""
+    mock, field, _ = served
+    padded = pad_field(field.observations, field.grid, untrained())
+    for o, before in zip(padded.observations, mock.observations, strict=True):
+        assert o.band == before.band
+        assert torch.equal(o.ivar.flatten(), with_floors(before, BANDS).ivar[0][before.ivar[0] > 0])
 
 
 def chi2(mock, field, roll=(0, 0)) -> dict[str, tuple[float, int]]:
