@@ -145,10 +145,12 @@ def validation(config: Config, split: str, scenes: int, samples: int, device="cp
 
 
 def validator(config: Config, accelerator):
-    """What the trainer calls now and then: score the averaged weights, log them, and write their catalog."""
+    """What the trainer calls now and then: score the averaged weights, as model/ holds them, log and write it all."""
     from jointdiff.evaluate import validation as scoring
+    from jointdiff.reconstruct.checkpoint import fingerprint
+    from jointdiff.reconstruct.diffusion import Diffusion
 
-    settings = config.training
+    run, settings = Path(config.run), config.training
     count, samples = settings.validation_scenes, settings.validation_samples
     trials = validation(config, "validation", count, samples, accelerator.device)
     writer = accelerator.get_tracker("tensorboard", unwrap=True)
@@ -156,30 +158,12 @@ def validator(config: Config, accelerator):
     def validate(denoiser, step: int) -> None:
         report = trials.run(denoiser)
         figures = trials.figures(report)
-        folder = Path(config.run) / "validation" / f"step_{step:08d}"
+        folder = run / "validation" / f"step_{step:08d}"
+        made = Diffusion(denoiser, config.sampling.evaluations).provenance(config.seed, fingerprint(run / "model"))
         scoring.log(report, figures, writer, step)
-        scoring.write(report, figures, folder, provenance(config, None))
+        scoring.write(report, figures, folder, made)
 
     return validate
-
-
-def provenance(config: Config, checkpoint: str | None) -> dict:
-    """What a product says of its making."""
-    from importlib.metadata import version
-
-    made = {"version": version("jointdiff"), "seed": config.seed, "method": "diffusion", "mode": "amortized"}
-    made["evaluations"] = config.sampling.evaluations
-    return made if checkpoint is None else made | {"checkpoint": checkpoint}
-
-
-def network_dtype(precision: str, device):
-    """The type that the network computes in: bf16 where asked for or, for auto, where the device is fast at it."""
-    import torch
-
-    if precision == "auto":
-        on_cpu = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else torch.cuda.is_bf16_supported()
-        precision = "bf16" if on_cpu else "no"
-    return torch.bfloat16 if precision == "bf16" else None
 
 
 def number_of(config: Config, purpose: str, index: int) -> int:

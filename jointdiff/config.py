@@ -46,6 +46,10 @@ class ReconstructConfig:
         require(self.mode == "amortized", "mode", self.mode, "amortized, the only mode so far")
 
 
+PATIENCE = 24
+"""Hours that processes wait for the first of them, which draws the library and validates alone. The defaults of torch,
+10 to 30 minutes, would end a large run there; a process that dies is noticed by the launcher, not by this."""
+
 MARGIN = 1.6
 """Margin (arcsec) around a ready scene: two FWHM of a wide ground PSF."""
 
@@ -73,12 +77,6 @@ def save_config(config: Config | ReconstructConfig, path: str | Path) -> None:
 
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-
-
-def _device():
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _use_cores() -> None:
@@ -167,15 +165,21 @@ def _draw_ready_scene(config: Config, geometry: str, number: int) -> None:
 
 def train(config: Config) -> None:
     """Train the denoiser on fresh mocks, from the run's library."""
+    from datetime import timedelta
+
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
+    from accelerate.utils import InitProcessGroupKwargs, set_seed
 
     from jointdiff.diffusion.denoiser import Denoiser
+    from jointdiff.reconstruct.checkpoint import network_dtype
     from jointdiff.training import Trainer, resume_states
 
     run = Path(config.run)
     # Our own setting is the network's precision; Accelerate's would reach the Gaussian algebra, and give NaN.
-    accelerator = Accelerator(mixed_precision="no", log_with="tensorboard", project_dir=str(run))
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=PATIENCE))
+    accelerator = Accelerator(
+        mixed_precision="no", log_with="tensorboard", project_dir=str(run), kwargs_handlers=[patient]
+    )
     _use_cores()
     _refuse_other_run(config, run)
     with accelerator.main_process_first():
@@ -195,7 +199,7 @@ def train(config: Config) -> None:
     size = (scene.pixel_scale, scene.target_fwhm, len(prior.wavenumbers))
     denoiser = Denoiser(bands, *size, widths=network.widths, blocks=network.blocks)
     denoiser.set_prior(prior)
-    denoiser.network_dtype = build.network_dtype(config.training.mixed_precision, accelerator.device)
+    denoiser.network_dtype = network_dtype(config.training.mixed_precision, accelerator.device)
     trainer = Trainer(accelerator, denoiser, simulator, config.training, run)
     if states:
         trainer.resume()
@@ -212,8 +216,6 @@ def train(config: Config) -> None:
 
 def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
-    from importlib.metadata import version
-
     from jointdiff.evaluate.field import FieldJob
     from jointdiff.io.products import merge_catalogs, write_catalog
     from jointdiff.io.scene_files import read_fields
@@ -223,17 +225,9 @@ def reconstruct(config: ReconstructConfig) -> None:
     output = Path(config.output)
     require(output.is_dir() or not output.exists(), "output", output, "a folder")
     folder = checkpoint_folder(config.checkpoint)
-    denoiser = load_denoiser(folder).to(_device())
-    denoiser.network_dtype = build.network_dtype("auto", _device())  # as it was scored
+    denoiser = load_denoiser(folder)
     reconstructor = build_reconstructor(config.method, denoiser, config.evaluations)
-    provenance = {
-        "version": version("jointdiff"),
-        "checkpoint": fingerprint(folder),
-        "seed": config.seed,
-        "method": reconstructor.method,
-        "mode": reconstructor.mode,
-        "evaluations": reconstructor.evaluations,
-    }
+    provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
     jobs = [FieldJob(field, reconstructor, config.num_samples) for field in read_fields(config.scene)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs]
@@ -248,18 +242,21 @@ def evaluate(config: Config) -> None:
     from jointdiff.evaluate import validation
     from jointdiff.io.atomic import atomic_path
     from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
+    from jointdiff.reconstruct.diffusion import Diffusion
 
-    run, device = Path(config.run), _device()
+    run = Path(config.run)
     _use_cores()
     _refuse_other_run(config, run)
-    denoiser = load_denoiser(run / "model").to(device)
-    denoiser.network_dtype = build.network_dtype("auto", device)
+    denoiser = load_denoiser(run / "model")
     done = run / "evaluation" / "scoreboard.txt"
-    provenance = build.provenance(config, fingerprint(run / "model"))
+    reconstructor = Diffusion(denoiser, config.sampling.evaluations)
+    provenance = reconstructor.provenance(config.seed, fingerprint(run / "model"))
     made = {**provenance, **asdict(config.sampling), "simulation": build.digest(config)}
     key = "  ".join(f"{name}={value}" for name, value in made.items())
     if not (done.is_file() and done.read_text().startswith(key)):
-        trials = build.validation(config, "test", config.sampling.scenes, config.sampling.samples, device)
+        trials = build.validation(
+            config, "test", config.sampling.scenes, config.sampling.samples, denoiser.wavenumbers.device
+        )
         report = trials.run(denoiser, progress=True)
         validation.write(report, trials.figures(report), run / "evaluation", provenance)
         with atomic_path(done) as temporary:

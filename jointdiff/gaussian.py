@@ -331,6 +331,10 @@ class GaussianPosterior:
 
     @cached_property
     def modes(self) -> tuple[Tensor, Tensor]:
-        """S₀ = U diag(s²) Uᵀ: s (B, H, W//2 + 1, C) and U (…, C, C). Used at sampling only."""
-        values, vectors = torch.linalg.eigh(self.precision)
-        return values.rsqrt(), vectors
+        """S₀ = U diag(s²) Uᵀ: s (B, H, W//2 + 1, C) and U (…, C, C). Used at sampling only.
+
+        In float64: a deep band beside one that a bright sky leaves open spans more than float32 resolves, and its
+        eigenvalues came out negative. Cholesky factors do not mind, for they do not mix the bands' scales.
+        """
+        values, vectors = torch.linalg.eigh(self.precision.double())
+        return values.rsqrt().to(self.precision), vectors.to(self.precision)

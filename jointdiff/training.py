@@ -117,6 +117,7 @@ class Trainer:
         step, settings = self.progress.step, self.settings
         done = step == settings.steps
         if done or step % settings.validate_every == 0:
+            self._save_model()  # first, so that what is validated can be named by its file
             if validate is not None and self.accelerator.is_main_process:
                 validate(self.average.denoiser, step)
             self.accelerator.wait_for_everyone()

@@ -200,3 +200,19 @@ def test_coverage_is_the_own_precision_of_each_band():
                 own[band] += part.T @ (weight[rows] * (part @ torch.ones(size, dtype=torch.float64)))
         mean = own.mean(1, keepdim=True)
         torch.testing.assert_close(posterior.coverage[scene].flatten(1), own / mean)
+
+
+def test_modes_of_a_deep_band_beside_one_that_was_not_observed():
+    """Eigenvalues that span 1e8, beyond float32, are those of the precision: to some roundings of s and U, 6e-8."""
+    _, _, observations = posterior_of()
+    observations = [o.to("cpu", torch.float32) for o in observations[:2]]
+    model = ForwardModel(GRID, BANDS, 0.2, observations)
+    gamma, amplitude = prior().on(GRID).float(), torch.tensor([1e3, 1e4])
+    posterior = GaussianPosterior(model, observations, gamma, amplitude)
+    s, vectors = posterior.modes
+    found = (vectors.double() * s.double().square().unsqueeze(-2)) @ vectors.double().mT
+    expected = torch.linalg.inv(posterior.precision.double())
+    sd = expected.diagonal(dim1=-2, dim2=-1).sqrt()
+    error = (found - expected).abs() / (sd.unsqueeze(-1) * sd.unsqueeze(-2))
+    assert (s.amax() / s.amin()).square() > 1e8
+    assert error.max() < 1e-6
