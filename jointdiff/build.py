@@ -5,6 +5,7 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 from jointdiff.seeds import seed_of
@@ -12,6 +13,9 @@ from jointdiff.settings import Config, require
 
 PRIOR_SCENES = 512
 """Simulated scenes that Γ is measured on."""
+
+MARGIN = 1.6
+"""Margin (arcsec) around a ready scene or one that its edge cuts: two FWHM of a wide ground PSF."""
 
 
 def bands(config: Config):
@@ -131,37 +135,67 @@ def measure_prior(config: Config, source):
     return fit_prior(torch.cat(scenes), source.grid)
 
 
-def validation(config: Config, split: str, scenes: int, samples: int, device="cpu"):
-    """Complete scenes of galaxies outside training, alternating over the ground geometries."""
+def margin_pixels(config: Config) -> int:
+    """Scene pixels of MARGIN, or a few more, so that the network can halve the scene with both its margins."""
+    half = config.network.stride // 2
+    return half * math.ceil(MARGIN / config.scene.pixel_scale / half - 1e-9)
+
+
+WHOLE, CUT = "whole", "cut"
+"""The suites that a denoiser is scored on: scenes seen whole, and scenes whose edge cuts sources, as in real fields."""
+
+FOLDERS = {WHOLE: "", CUT: "cut"}
+"""Where a suite's catalog and figures lie in the folder of a validation or evaluation."""
+
+_PREFIXES = {WHOLE: "", CUT: "validation_cut/"}
+"""What a suite's tags in TensorBoard begin with."""
+
+
+def validations(config: Config, split: str, whole: int, cut: int, samples: int, device="cpu") -> dict:
+    """Suite → Validation on so many complete scenes of galaxies outside training; none for a suite without scenes."""
+    suites = {WHOLE: (whole, 0, split), CUT: (cut, margin_pixels(config), f"{split}, cut")}
+    return {
+        suite: _validation(config, split, scenes, width, purpose, samples, device)
+        for suite, (scenes, width, purpose) in suites.items()
+        if scenes
+    }
+
+
+def _validation(config: Config, split: str, scenes: int, width: int, purpose: str, samples: int, device):
+    """Scenes with margins of ``width`` pixels, alternating over the ground geometries."""
     from jointdiff.evaluate.validation import Validation
 
     mocks = []
     for number, geometry in enumerate(config.scene.geometries):
-        source = simulator(config, split, 0, (geometry,), device)
+        source = simulator(config, split, width, (geometry,), device)
         count = (scenes + len(config.scene.geometries) - 1 - number) // len(config.scene.geometries)
         if count:
-            mocks.append(source.draw(count, number_of(config, split, number)))
-    return Validation(mocks, source.grid, samples, config.sampling.evaluations, config.seed)
+            mocks.append(source.draw(count, number_of(config, purpose, number)))
+    return Validation(mocks, source.grid, width, samples, config.sampling.evaluations, config.seed)
 
 
 def validator(config: Config, accelerator):
     """What the trainer calls now and then: score the averaged weights, as model/ holds them, log and write it all."""
+    from jointdiff.evaluate import dashboard
     from jointdiff.evaluate import validation as scoring
     from jointdiff.reconstruct.checkpoint import fingerprint
     from jointdiff.reconstruct.diffusion import Diffusion
 
     run, settings = Path(config.run), config.training
-    count, samples = settings.validation_scenes, settings.validation_samples
-    trials = validation(config, "validation", count, samples, accelerator.device)
+    counts = (settings.validation_scenes, settings.validation_cut_scenes, settings.validation_samples)
+    suites = validations(config, "validation", *counts, accelerator.device)
     writer = accelerator.get_tracker("tensorboard", unwrap=True)
+    titles = {f"{suite} scenes": _PREFIXES[suite] for suite in suites}
+    dashboard.lay_out(writer, titles, config.bands, scoring.METHODS)
 
     def validate(denoiser, step: int) -> None:
-        report = trials.run(denoiser)
-        figures = trials.figures(report)
         folder = run / "validation" / f"step_{step:08d}"
         made = Diffusion(denoiser, config.sampling.evaluations).provenance(config.seed, fingerprint(run / "model"))
-        scoring.log(report, figures, writer, step)
-        scoring.write(report, figures, folder, made)
+        for suite, trials in suites.items():
+            report = trials.run(denoiser)
+            figures = trials.figures(report)
+            scoring.log(report, figures, writer, step, _PREFIXES[suite])
+            scoring.write(report, figures, folder / FOLDERS[suite], made)
 
     return validate
 

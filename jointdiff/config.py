@@ -50,10 +50,8 @@ PATIENCE = 24
 """Hours that processes wait for the first of them, which draws the library and validates alone. The defaults of torch,
 10 to 30 minutes, would end a large run there; a process that dies is noticed by the launcher, not by this."""
 
-MARGIN = 1.6
-"""Margin (arcsec) around a ready scene: two FWHM of a wide ground PSF."""
-
-_MONITORING = ("log_every", "checkpoint_every", "validate_every", "validation_scenes", "validation_samples")
+_VALIDATION = ("validate_every", "validation_scenes", "validation_cut_scenes", "validation_samples")
+_MONITORING = ("log_every", "checkpoint_every", *_VALIDATION)
 
 _FREE = frozenset(["resume", "run", "sampling", "library.workers", *(f"training.{name}" for name in _MONITORING)])
 """Settings that may change within a run: they change nothing of what is learnt."""
@@ -64,7 +62,7 @@ What was made, in {run}/:
   tensorboard/       losses, scores and pictures:   {tensorboard} --logdir {run}
   scenes/            three ready fields as an archive would serve them, with their truth
   reconstructions/   their posterior samples, catalogs and figures; catalog.fits holds all sources
-  evaluation/        scoreboard.txt, catalog.fits and figures of the table above
+  evaluation/        scoreboard.txt, catalogs and figures of the tables above
 Next: look at reconstructions/lsst/figure.png; reconstruct a field of your own with
   {python} -m jointdiff reconstruct --scene YOUR/scene.yaml --checkpoint {run}/model --output OUT"""
 
@@ -154,7 +152,7 @@ def _draw_ready_scene(config: Config, geometry: str, number: int) -> None:
     if mark.is_file() and mark.read_text() == key and (folder / "scene.yaml").is_file():
         return
     mark.unlink(missing_ok=True)  # until the new scene is whole
-    margin = round(MARGIN / config.scene.pixel_scale)
+    margin = round(build.MARGIN / config.scene.pixel_scale)
     simulator = build.simulator(config, "test", margin, (geometry,))
     mock = simulator.expose(1, build.number_of(config, "ready scenes", number))
     layout = (build.bands(config), simulator.grid, config.scene.target_fwhm, margin)
@@ -254,12 +252,15 @@ def evaluate(config: Config) -> None:
     made = {**provenance, **asdict(config.sampling), "simulation": build.digest(config)}
     key = "  ".join(f"{name}={value}" for name, value in made.items())
     if not (done.is_file() and done.read_text().startswith(key)):
-        trials = build.validation(
-            config, "test", config.sampling.scenes, config.sampling.samples, denoiser.wavenumbers.device
-        )
-        report = trials.run(denoiser, progress=True)
-        validation.write(report, trials.figures(report), run / "evaluation", provenance)
+        sampling, tables, device = config.sampling, [], denoiser.wavenumbers.device
+        suites = build.validations(config, "test", sampling.scenes, sampling.cut_scenes, sampling.samples, device)
+        for suite, trials in suites.items():
+            report = trials.run(denoiser, progress=True)
+            validation.write(report, trials.figures(report), done.parent / build.FOLDERS[suite], provenance)
+            tables.append(
+                f"{len(trials.trials)} {suite} scenes, {sampling.samples} samples each\n{validation.table(report)}\n"
+            )
         with atomic_path(done) as temporary:
-            temporary.write_text(f"{key}\n\n{validation.table(report)}\n")
+            temporary.write_text("\n".join([f"{key}\n", *tables]))
     print(done.read_text().split("\n\n", 1)[1])
     print(_ENDING.format(run=run, python=_program("python"), tensorboard=_program("tensorboard")))

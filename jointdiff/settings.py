@@ -137,7 +137,8 @@ class TrainingConfig:
         gradient_clip: Largest norm of the gradient.
         checkpoint_every: Steps between resume states.
         validate_every: Steps between validations.
-        validation_scenes: Scenes in a validation.
+        validation_scenes: Scenes in a validation, seen whole.
+        validation_cut_scenes: Scenes beside them whose edge cuts sources; 0 for none.
         validation_samples: Posterior samples of each of them.
         log_every: Steps between lines in TensorBoard.
         mixed_precision: auto takes bf16 where the device has it.
@@ -155,6 +156,7 @@ class TrainingConfig:
     checkpoint_every: int = 450
     validate_every: int = 1350
     validation_scenes: int = 12
+    validation_cut_scenes: int = 6
     validation_samples: int = 8
     log_every: int = 20
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
@@ -162,6 +164,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         positive(self, "training.", "steps batch_size noise_levels learning_rate ema_halflife gradient_clip")
         positive(self, "training.", "checkpoint_every validate_every validation_scenes log_every")
+        cut = self.validation_cut_scenes
+        require(cut >= 0, "training.validation_cut_scenes", cut, "at least 0")
         require(self.validation_samples >= 2, "training.validation_samples", self.validation_samples, "at least 2")
         fractions(self, "training.", "decay")
         require(self.warmup_steps >= 0, "training.warmup_steps", self.warmup_steps, "at least 0")
@@ -173,17 +177,20 @@ class SamplingConfig:
     """Posterior sampling, and the scenes that a trained run is scored on.
 
     Attributes:
-        scenes: Simulated scenes with every band present, of galaxies never trained on.
+        scenes: Simulated scenes with every band present, of galaxies never trained on, seen whole.
+        cut_scenes: Scenes beside them whose edge cuts sources, as a real field's does; 0 for none.
         samples: Samples per scene; 31 makes ranks easy.
         evaluations: Evaluations of the network per sample.
     """
 
     scenes: int = 48
+    cut_scenes: int = 24
     samples: int = 15
     evaluations: int = 8
 
     def __post_init__(self) -> None:
         positive(self, "sampling.", "scenes")
+        require(self.cut_scenes >= 0, "sampling.cut_scenes", self.cut_scenes, "at least 0")
         require(self.samples >= 2, "sampling.samples", self.samples, "at least 2, whose scatter is the error")
         require(self.evaluations >= 3, "sampling.evaluations", self.evaluations, "at least 3")
 

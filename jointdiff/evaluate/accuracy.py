@@ -64,14 +64,14 @@ def image_error(norms: np.ndarray) -> np.ndarray:
     return np.sqrt(error / np.where(norm > 0, norm, np.nan))
 
 
-def typical_image_error(norms: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Median over the chosen scenes (N,) of each one's own relative error, (C,), from norms (N, 2, C).
+def typical_image_error(norms: np.ndarray) -> np.ndarray:
+    """Median over scenes of each one's own relative error, (C,), from norms (N, 2, C); NaN for no scene.
 
-    Pooled scenes are ruled by the brightest; here each counts alike. chosen: by the data, as those with a source.
+    Pooled scenes are ruled by the brightest; here each counts alike. Give it scenes chosen by the data, as those with
+    a source.
     """
-    error, norm = np.moveaxis(np.asarray(norms)[chosen], 1, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        relative = np.sqrt(error / np.where(norm > 0, norm, np.nan))
+    error, norm = np.moveaxis(np.asarray(norms), 1, 0)
+    relative = np.sqrt(error / np.where(norm > 0, norm, np.nan))
     return np.nanmedian(relative, 0) if len(relative) else np.full(np.shape(norms)[-1], np.nan)
 
 
@@ -87,26 +87,39 @@ def bins(observed: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
     return [(observed >= low) & (observed < high) for low, high in pairwise(edges)]
 
 
-def bootstrap(
+class Resamples:
+    """Scenes drawn with replacement (Efron & Tibshirani 1993): once, so that all statistics of methods are paired.
+
+    Sources of one scene share its noise and blends, so scenes, not sources, are the independent draws.
+    owners: (N,) number of each source's scene; scenes: how many there are, also without a source.
+    by_scene, by_source: the numbers of the scenes, and of the sources, in each resample.
+    """
+
+    def __init__(self, owners: np.ndarray, scenes: int, rng: np.random.Generator, count: int = 400):
+        self.by_scene = list(rng.integers(0, scenes, (count, scenes)))
+        members = [np.flatnonzero(owners == scene) for scene in range(scenes)]
+        self.by_source = [np.concatenate([members[scene] for scene in drawn]) for drawn in self.by_scene]
+
+
+def interval(
     statistic: Callable[..., float],
-    scenes: np.ndarray,
-    *arrays: np.ndarray,
-    rng: np.random.Generator,
-    resamples: int = 400,
+    arrays: Sequence[np.ndarray],
+    chosen: np.ndarray,
+    draws: Sequence[np.ndarray],
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of statistic(*arrays), resampling scenes with replacement (Efron & Tibshirani 1993).
+    """Percentile interval of statistic(*arrays) over resamples; (NaN, NaN) where none is finite.
 
-    scenes: (N,) the scene of each element; arrays share that first axis. Sources of one scene share its noise and
-    blends, so scenes, not sources, are the independent draws.
+    arrays: each (N, …), over all scenes or all sources; chosen: (N,), those that count. draws: by_scene or by_source.
     """
-    members = [np.flatnonzero(scenes == name) for name in np.unique(scenes)]
-    if not members:
-        return math.nan, math.nan
+    position = np.cumsum(chosen) - 1
+    arrays = [array[chosen] for array in arrays]
     values = []
-    for _ in range(resamples):
-        drawn = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-        values.append(statistic(*(a[drawn] for a in arrays)))
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(values, [tail, 1 - tail])
+    for drawn in draws:
+        kept = position[drawn[chosen[drawn]]]
+        values.append(statistic(*(array[kept] for array in arrays)))
+    finite = np.asarray(values)[np.isfinite(values)]
+    if not finite.size:
+        return math.nan, math.nan
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

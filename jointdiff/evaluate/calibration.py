@@ -26,16 +26,15 @@ def rank_histogram(ranks_: np.ndarray, samples: int) -> np.ndarray:
     return np.bincount(np.ravel(ranks_), minlength=samples + 1)
 
 
-def coverage(ranks_: np.ndarray, samples: int, rng: np.random.Generator, level: float = COVERAGE_LEVEL) -> float:
-    """Fraction of truths in the central interval that holds ``level``; NaN for none, or for S = 1.
+def covered(ranks_: np.ndarray, samples: int, rng: np.random.Generator, level: float = COVERAGE_LEVEL) -> np.ndarray:
+    """1 for truths in the central interval that holds ``level``, else 0; its mean is the coverage. NaN for S = 1.
 
     A rank is spread uniformly over its cell, so a perfect posterior covers ``level`` exactly, whatever S; for S = 31
     and the default level this is the central 22 cells, without randomness.
     """
-    if samples < 2 or np.size(ranks_) == 0:
-        return math.nan
     position = (ranks_ + rng.random(np.shape(ranks_))) / (samples + 1)
-    return float(np.mean(np.abs(position - 0.5) <= level / 2))
+    inside = (np.abs(position - 0.5) <= level / 2).astype(float)
+    return inside if samples > 1 else np.full_like(inside, np.nan)
 
 
 def pulls(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -84,12 +83,3 @@ def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     # Σ_ij |x_i - x_j| = 2 Σ_i (2i - S + 1) x_(i), from the order statistics x_(0) … x_(S-1).
     weights = (2 * np.arange(count) - count + 1).reshape(-1, *[1] * (samples.ndim - 1))
     return error - (weights * np.sort(samples, axis=0)).sum(0) / (count * (count - 1))
-
-
-def crps_gaussian(mean: np.ndarray, deviation: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """CRPS of a Gaussian forecast, smaller is better (Gneiting & Raftery 2007, JASA 102, 359, eq. 21, negated)."""
-    from scipy.special import ndtr
-
-    z = (truth - mean) / deviation
-    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    return deviation * (z * (2 * ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))

@@ -1,11 +1,11 @@
-"""Pictures: one scene at a glance; fluxes against the truth; scores against magnitude.
+"""One scene at a glance.
 
 matplotlib's Figure alone, no pyplot: nothing global.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from jointdiff.evaluate import calibration
 from jointdiff.io.atomic import atomic_path
 from jointdiff.scene import Observation
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT = "#222222", "#8a8a8a"
-PALETTE = ("#3b6fb6", "#d98032", "#3f9a6b", "#a4508b", "#7a6a55")
-"""Colours of the methods, the first one ours."""
 _RGB = ("y", "z", "i", "r", "VIS", "g", "u")
 """Bands from red to blue."""
 _BALANCE = {"y": 0.65, "z": 0.7, "i": 0.8, "r": 1.0, "g": 1.5, "u": 2.0}
@@ -122,78 +119,6 @@ def colour_panels(
         bands = image[[list(names).index(b) for b in chosen]] / scale**2
         panels.append((label, _lupton(bands, chosen, stretch), scale))
     return panels
-
-
-def photometry_figure(
-    truth: np.ndarray, samples: np.ndarray, names: Sequence[str], label: str = "0.5″ aperture flux"
-) -> Figure:
-    """Recovered against true fluxes with error bars, and the pulls beside a perfect posterior's, for each band.
-
-    truth: (N, C), nJy; samples: (S, N, C).
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
-
-    figure = Figure(figsize=(2.6 * len(names) + 0.6, 6.4), facecolor="white", layout="constrained")
-    grid = figure.subplots(2, len(names), squeeze=False, height_ratios=[1.25, 1], sharex="row", sharey="row")
-    mean, error = samples.mean(0), samples.std(0, ddof=1) if len(samples) > 1 else np.zeros_like(truth)
-    softening = max(float(np.nanmedian(error)), 1.0)
-    for band, name in enumerate(names):
-        above, below = grid[:, band]
-        x, y, bars = truth[:, band], mean[:, band], error[:, band]
-        above.errorbar(x, y, bars, fmt="o", ms=3, lw=0.8, color=PALETTE[0], ecolor="#a9c1de", mec="white", mew=0.3)
-        line = np.linspace(0, 1, 200) ** 3 * float(np.nanmax(x, initial=1.0))
-        above.plot(line, line, color=INK, lw=0.8, zorder=0)
-        for axis in ("x", "y"):
-            getattr(above, f"set_{axis}scale")("asinh", linear_width=softening)
-            getattr(above, f"{axis}axis").set_ticks(_asinh_ticks(softening, line[-1]), minor=False)
-            getattr(above, f"{axis}axis").set_minor_locator(NullLocator())
-            getattr(above, f"{axis}axis").set_major_formatter(_decades)
-        above.set_xlabel("true (nJy)")
-        above.set_title(name, color=INK)
-        _pull_histogram(below, calibration.pulls(samples[..., band], x), len(samples))
-        _clean(above)
-        _clean(below)
-    grid[0, 0].set_ylabel(f"{label} (nJy)")
-    grid[1, 0].set_ylabel("density")
-    return figure
-
-
-def magnitude_figure(
-    scores: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], edges: Sequence[float], names: Sequence[str]
-) -> Figure:
-    """Bias, scatter, pull width and coverage against observed magnitude, one column a band, one line a method.
-
-    scores: as ``report.score_by_magnitude`` gives them for the bin edges (AB mag).
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    rows = (
-        ("bias", "flux bias", 0.0),
-        ("scatter", "flux scatter", None),
-        ("pull_width", "pull width", 1.0),
-        ("coverage", "coverage", calibration.COVERAGE_LEVEL),
-    )
-    figure = Figure(figsize=(2.4 * len(names) + 0.8, 8.4), facecolor="white", layout="constrained")
-    grid = figure.subplots(len(rows), len(names), squeeze=False, sharex=True, sharey="row")
-    centres = (np.asarray(edges[:-1]) + np.asarray(edges[1:])) / 2
-    for column, name in enumerate(names):
-        grid[0, column].set_title(name, color=INK)
-        grid[-1, column].set_xlabel(f"observed {name} (AB mag)")
-        for row, (key, label, ideal) in enumerate(rows):
-            axes = grid[row, column]
-            if ideal is not None:
-                axes.axhline(ideal, color=INK, lw=0.8)
-            for colour, (method, bands) in zip(PALETTE, scores.items(), strict=False):
-                axes.plot(centres, bands[name][key], "o-", ms=4, lw=1.4, color=colour, label=method)
-            if key != "pull_width":
-                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            if column == 0:
-                axes.set_ylabel(label)
-            _clean(axes)
-    grid[0, 0].legend(frameon=False, fontsize=9)
-    return figure
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
@@ -314,21 +239,7 @@ def _scale_bar(axes: Axes, extent: float) -> None:
     axes.text(left + length / 2, bottom + 0.03 * extent, f"{length:g}″", color="white", ha="center", fontsize=10)
 
 
-def _pull_histogram(axes: Axes, pulls: np.ndarray, samples: int) -> None:
-    from scipy.stats import t
-
-    edges = np.linspace(-5, 5, 26)
-    pulls = pulls[np.isfinite(pulls)]
-    if len(pulls):
-        axes.hist(np.clip(pulls, -5, 5), edges.tolist(), density=True, color="#c9d8ea", edgecolor="white", lw=0.4)
-        width = calibration.pull_width(pulls, samples)
-        axes.text(0.04, 0.94, f"width {width:.2f}", transform=axes.transAxes, va="top", fontsize=9, color=INK)
-        x = np.linspace(-5, 5, 201)
-        axes.plot(x, t.pdf(x, samples - 1), color=INK, lw=1)
-    axes.set_xlabel("pull")
-
-
-def _clean(axes: Axes) -> None:
+def clean(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=8)

@@ -10,18 +10,12 @@ from astropy.table import Table
 from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
-from jointdiff.evaluate.figures import magnitude_figure, photometry_figure, pixels, save_figure, scene_figure, views_of
-from jointdiff.evaluate.report import (
-    Estimate,
-    ScoredScene,
-    Scores,
-    Sources,
-    flatten,
-    format_table,
-    measure_scenes,
-    score,
-    score_by_magnitude,
-)
+from jointdiff.evaluate import dashboard
+from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
+from jointdiff.evaluate.report import format_table
+from jointdiff.evaluate.score_figures import binned_figure, photometry_figure
+from jointdiff.evaluate.scores import Binned, Scores, score, score_by
+from jointdiff.evaluate.sources import Estimate, ScoredScene, Sources, measure_scenes
 from jointdiff.io.products import merge_catalogs, write_catalog
 from jointdiff.measure.catalog import measure
 from jointdiff.measure.data_checks import Data
@@ -37,8 +31,14 @@ if TYPE_CHECKING:
 METHOD = "jointdiff"
 """The name of our own method in tables and TensorBoard; it comes first."""
 
-EDGES = (19.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0)
+METHODS = (METHOD, Wiener.method)
+"""Those that are compared, in the order of the tables."""
+
+MAGNITUDES = (19.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0)
 """Bins in observed AB magnitude."""
+
+SNRS = (5.0, 20.0, 100.0, float("inf"))
+"""Bins in observed signal to noise."""
 
 
 @dataclass(frozen=True)
@@ -54,29 +54,33 @@ class Trial:
 class Report:
     """What a validation found.
 
-    by_magnitude: as score_by_magnitude gives it, in EDGES. catalogs: METHOD's, one per scene.
+    by_magnitude, by_snr: the scores in bins, MAGNITUDES and SNRS. catalogs: METHOD's, one per scene.
     """
 
     scenes: list[ScoredScene]
     sources: Sources
     scores: Scores
-    by_magnitude: dict[str, dict[str, dict[str, np.ndarray]]]
+    by_magnitude: Binned
+    by_snr: Binned
     catalogs: list[Table]
 
 
 class Validation:
     """Reconstructs simulated scenes with a denoiser and with the joint Wiener filter of the same Γ, and scores both.
 
-    mocks: batches on the grid's torus. samples: per scene. evaluations: of the network per sample.
+    mocks: batches on the grid's torus. margin: scene pixels around the core that is observed and scored; 0 for scenes
+    seen whole. samples: per scene. evaluations: of the network per sample.
     """
 
-    def __init__(self, mocks: Sequence[Mock], grid: Grid, samples: int, evaluations: int, seed: int):
+    def __init__(self, mocks: Sequence[Mock], grid: Grid, margin: int, samples: int, evaluations: int, seed: int):
         scenes = [
             (truth, scene)
             for mock in mocks
             for truth, scene in zip(mock.truth, single_scenes(mock.observations), strict=True)
         ]
-        self.trials = [Trial(f"scene_{i:04d}", *scene) for i, scene in enumerate(scenes)]
+        label = "cut" if margin else "scene"
+        self.trials = [Trial(f"{label}_{i:04d}", *scene) for i, scene in enumerate(scenes)]
+        self.weight = np.pad(np.ones([side - 2 * margin for side in grid.shape]), margin) if margin else None
         self.grid, self.samples, self.evaluations, self.seed = grid, samples, evaluations, seed
         self._wiener: dict[str, Estimate] = {}  # Γ is fixed during training
 
@@ -92,24 +96,26 @@ class Validation:
             model = denoiser.forward_model(trial.observations, self.grid)
             data = Data.of(model, trial.observations, denoiser.bands)
             estimates = {METHOD: ours, Wiener.method: self._wiener[trial.name]}
-            scenes.append(ScoredScene(trial.name, trial.truth, estimates, data=data))
+            scenes.append(ScoredScene(trial.name, trial.truth, estimates, self.weight, data))
             names = [band.name for band in denoiser.bands]
-            catalogs.append(measure(ours.samples, names, trial.name, self.grid.scale, data=data))
+            scale, weight = self.grid.scale, self.weight
+            catalogs.append(measure(ours.samples, names, trial.name, scale, weight=weight, data=data))
         sources = measure_scenes(scenes, names, self.grid.scale)
         scores = score(sources, np.random.default_rng(self.seed))
-        by_magnitude = score_by_magnitude(sources, EDGES, np.random.default_rng(self.seed))
-        return Report(scenes, sources, scores, by_magnitude, catalogs)
+        by_magnitude = score_by(sources, sources.magnitude, MAGNITUDES, np.random.default_rng(self.seed))
+        by_snr = score_by(sources, sources.snr, SNRS, np.random.default_rng(self.seed))
+        return Report(scenes, sources, scores, by_magnitude, by_snr, catalogs)
 
     def _estimate(self, method: Reconstructor, trial: Trial) -> Estimate:
         draws = method.sample(trial.observations, self.grid, self.samples, NoiseStream(self.seed, trial.name))
         return Estimate(draws.samples, draws.mean)
 
     def figures(self, report: Report, pictured: int = 2) -> dict[str, "Figure"]:
-        """Name → matplotlib Figure: photometry, scores against magnitude, and the first scenes with a bright source."""
+        """Name → matplotlib Figure: photometry, scores in bins, and the first scenes with a bright source."""
         names = report.sources.names
-        measured = report.sources.estimates[METHOD]
-        figures = {"photometry": photometry_figure(report.sources.truth.point, measured.samples, names)}
-        figures["magnitude"] = magnitude_figure(report.by_magnitude, EDGES, names)
+        figures = {"photometry": photometry_figure(report.sources, np.random.default_rng(self.seed))}
+        figures["magnitude"] = binned_figure(report.by_magnitude, MAGNITUDES, names, "AB magnitude")
+        figures["snr"] = binned_figure(report.by_snr, SNRS, names, "signal to noise")
         brightest = sorted(self.trials, key=lambda trial: -float(trial.truth.sum()))
         shown = sorted(trial.name for trial in brightest[len(brightest) // 4 :][:pictured])
         for trial, scene in zip(self.trials, report.scenes, strict=True):
@@ -131,19 +137,10 @@ def table(report: Report) -> str:
     return format_table(report.scores, report.sources.names)
 
 
-def log(report: Report, figures: Mapping[str, "Figure"], writer, step: int) -> None:
-    """Every score as a scalar and every figure as an image, to a TensorBoard SummaryWriter."""
-    for name, value in flatten(report.scores, "validation/"):
-        writer.add_scalar(name, value, step)
-    for method, bands in report.by_magnitude.items():
-        for band, rows in bands.items():
-            for key, values in rows.items():
-                for edge, value in zip(EDGES, values, strict=False):
-                    if np.isfinite(value):
-                        writer.add_scalar(f"validation_by_magnitude/{method}/{band}/{key}/{edge:g}", value, step)
-    for name, figure in figures.items():
-        writer.add_image(f"validation/{name}", pixels(figure), step, dataformats="HWC")
-    writer.flush()
+def log(report: Report, figures: Mapping[str, "Figure"], writer, step: int, prefix: str = "") -> None:
+    """Scores, figures and the table, to a TensorBoard SummaryWriter; prefix: what all tags begin with."""
+    binned = {"magnitude": (report.by_magnitude, MAGNITUDES), "snr": (report.by_snr, SNRS)}
+    dashboard.log(writer, step, prefix, report.scores, binned, figures, table(report))
 
 
 def write(report: Report, figures: Mapping[str, "Figure"], folder: Path, provenance: Mapping[str, object]) -> None:

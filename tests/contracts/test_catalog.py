@@ -8,8 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from jointdiff.errors import InputError
-from jointdiff.evaluate.figures import View, magnitude_figure, photometry_figure, save_figure, scene_figure, views_of
-from jointdiff.evaluate.report import Estimate, ScoredScene, measure_scenes, score_by_magnitude
+from jointdiff.evaluate.figures import View, save_figure, scene_figure, views_of
+from jointdiff.evaluate.score_figures import binned_figure, photometry_figure
+from jointdiff.evaluate.scores import score_by
+from jointdiff.evaluate.sources import Estimate, ScoredScene, measure_scenes
 from jointdiff.io.products import merge_catalogs, read_catalog, write_catalog
 from jointdiff.measure.catalog import FLAGS, measure
 from jointdiff.measure.data_checks import Data
@@ -172,19 +174,22 @@ def _axes(figure: Figure):
     return [axes for part in figure.subfigs for axes in part.axes]
 
 
-def test_photometry_and_magnitude_figures(tmp_path):
+def test_photometry_and_binned_figures(tmp_path):
     scenes = []
     for i in range(4):
         samples, truth = scene(seed=i)
         scenes.append(ScoredScene(f"s{i}", truth, {"wiener": Estimate(samples, samples.mean(0))}))
     sources = measure_scenes(scenes, NAMES)
-    edges = (21.0, 23.0, 25.0)
-    by_magnitude = score_by_magnitude(sources, edges, np.random.default_rng(0))
-    assert by_magnitude["wiener"]["VIS"]["sources"].sum() == 8
+    edges = (5.0, 20.0, np.inf)
+    binned = score_by(sources, sources.snr, edges, np.random.default_rng(0))
+    assert binned["wiener"]["VIS"]["sources"].sum() == 8
     figures = (
-        photometry_figure(sources.truth.point, sources.estimates["wiener"].samples, NAMES),
-        magnitude_figure(by_magnitude, edges, NAMES),
+        photometry_figure(sources, np.random.default_rng(0)),
+        binned_figure(binned, edges, NAMES, "signal to noise"),
     )
+    ranks = figures[0].axes[2]
+    assert sum(patch.get_height() for patch in ranks.patches) == 8  # each source has one rank
+    assert [tick.get_text() for tick in figures[1].axes[-1].get_xticklabels()] == ["5-20", ">20"]
     for number, figure in enumerate(figures):
         save_figure(figure, tmp_path / f"{number}.png", dpi=40)
         assert imread(tmp_path / f"{number}.png").std() > 0.02

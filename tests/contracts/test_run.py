@@ -128,7 +128,8 @@ def test_a_broken_configuration_of_a_run_is_named(command, text, run, refuse):
 def test_what_is_watched_may_change(run):
     """How often a run is logged, saved and scored does not make it another."""
     unfinished(run)
-    watched = ["checkpoint_every", "validate_every", "validation_scenes", "validation_samples", "log_every"]
+    watched = ["checkpoint_every", "log_every", "validate_every"]
+    watched += ["validation_scenes", "validation_cut_scenes", "validation_samples"]
     options = [text for name in watched for text in (f"--training.{name}", "7")]
     config._refuse_other_run(tiny_config(run, *options, "--library.workers", "2", "--sampling.scenes", "9"), run)
     with pytest.raises(InputError, match=r"training\.batch_size is 7, expected 2 as in "):
@@ -218,6 +219,22 @@ def test_evaluation_of_another_run_is_refused(run, refuse, options):
     line = refuse(run, *options, command="evaluate")
     assert f"{options[0][2:]} is " in line
     assert str(run / "config.yaml") in line
+
+
+def test_cut_scenes_are_seen_in_the_scored_core_alone(run):
+    """With sky composed all around, and sides that the network can halve."""
+    settings = tiny_config(run, "--network.widths", "[16,16,16]")
+    suites = build.validations(settings, "validation", 0, 3, 2)
+    assert set(suites) == {"cut"}
+    (trials,) = suites.values()
+    assert trials.weight.sum() == settings.scene.size**2
+    assert len(trials.trials) == 3
+    for trial in trials.trials:
+        assert trial.truth.shape[1:] == trials.grid.shape == trials.weight.shape
+        assert trial.truth.shape[1] % settings.network.stride == 0
+        assert trial.truth[:, trials.weight == 0].abs().sum() > 0
+        vis = next(o for o in trial.observations if o.band.name == "VIS")
+        assert ((vis.ivar[0] > 0).numpy() == (trials.weight > 0)).all()
 
 
 def test_evaluation_of_an_untrained_run_is_refused(run, refuse):

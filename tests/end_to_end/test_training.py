@@ -87,14 +87,19 @@ def test_tensorboard_says_how_it_went(runs):
     logged = scalars(run)
     for method in ("jointdiff", "wiener"):
         for band in ("VIS", *"grizy"):
-            for name in ("image_error", "crps", "pull_width", "coverage", "chi2"):
-                ((step, value),) = logged[f"validation/{method}/{band}/{name}"]
+            numbers = ["image/image_error", "image/chi2", "calibration/crps", "calibration/pull_width"]
+            numbers += ["calibration/coverage", "intervals/coverage_low", "validation_cut/image/chi2"]
+            for number in numbers:
+                ((step, value),) = logged[f"{number}/{band}/{method}"]
                 assert step == STEPS
                 assert np.isfinite(value)
-            assert f"validation/{method}/{band}/flux_bias" in logged
-            assert f"validation/{method}/{band}/flux_scatter" in logged
-        assert any(tag.startswith(f"validation_by_magnitude/{method}/VIS/sources/") for tag in logged)
-        assert f"validation/{method}/g-r/bias" in logged
+    for band in ("VIS", *"grizy"):
+        assert f"accuracy/flux_bias/{band}/jointdiff" in logged
+        assert f"accuracy/flux_scatter/{band}/wiener" in logged
+        assert f"intervals/crps_ratio_high/{band}/jointdiff" in logged
+    for bins in ("by_magnitude", "by_snr"):
+        assert any(tag.startswith(f"{bins}/sources/VIS/wiener/") for tag in logged)
+    assert "colour/bias/g-r/jointdiff" in logged
     rate = dict(logged["rate/learning_rate"])
     assert rate[1] == pytest.approx(5e-4)
     assert rate[2] == rate[5] == pytest.approx(1e-3)
@@ -103,7 +108,8 @@ def test_tensorboard_says_how_it_went(runs):
     assert all(0 < value < 1 for _, value in logged["rate/data_share"])
     levels = [tag for tag in logged if tag.startswith("loss_by_noise_level/")]
     assert len(levels) == 8
-    assert {"validation/photometry", "validation/magnitude", "validation/scene_0000"} <= pictures(run)
+    assert {f"figures/{name}" for name in ("photometry", "magnitude", "snr", "scene_0000")} <= pictures(run)
+    assert {f"validation_cut/figures/{name}" for name in ("photometry", "cut_0000")} <= pictures(run)
     (hyper,) = (run / "tensorboard").rglob("hparams.yml")
     assert "training.learning_rate: 0.001" in hyper.read_text()
 
@@ -113,4 +119,6 @@ def test_each_validation_leaves_its_catalog(runs):
     catalog = read_catalog(folder / "catalog.fits")
     assert len(catalog) >= 1
     assert catalog.meta["CKPTSHA"] == fingerprint(runs[0] / "model"), "the last validation is of the model that is left"
-    assert {path.suffix for path in folder.iterdir()} == {".fits", ".png"}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"cut"}
+    for part in (folder, folder / "cut"):
+        assert {path.suffix for path in part.iterdir() if path.is_file()} == {".fits", ".png"}

@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtr
 
 from jointdiff.errors import InputError
 from jointdiff.evaluate import accuracy, calibration
-from jointdiff.evaluate.report import Estimate, ScoredScene, flatten, format_table, measure_scenes, score
+from jointdiff.evaluate.dashboard import scalars
+from jointdiff.evaluate.report import format_table
+from jointdiff.evaluate.scores import RATIOS, score, score_by
+from jointdiff.evaluate.sources import Estimate, ScoredScene, measure_scenes
 from jointdiff.measure.data_checks import Data
 
 N = 20_000
@@ -15,6 +19,16 @@ N = 20_000
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+def coverage(ranks, samples: int, rng) -> float:
+    return calibration.covered(ranks, samples, rng).mean()
+
+
+def crps_gaussian(deviations: np.ndarray) -> np.ndarray:
+    """CRPS of a standard Gaussian forecast (Gneiting & Raftery 2007, JASA 102, 359, eq. 21, negated)."""
+    density = np.exp(-(deviations**2) / 2) / np.sqrt(2 * np.pi)
+    return deviations * (2 * ndtr(deviations) - 1) + 2 * density - 1 / np.sqrt(np.pi)
 
 
 def perfect(rng, samples: int, n: int = N):
@@ -28,7 +42,7 @@ def test_perfect_posterior_covers_and_pulls_as_it_says(rng, samples):
     draws, truth, *_ = perfect(rng, samples)
     ranks = calibration.ranks(draws, truth, rng)
     level = calibration.COVERAGE_LEVEL
-    assert calibration.coverage(ranks, samples, rng) == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / N))
+    assert coverage(ranks, samples, rng) == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / N))
     assert calibration.pull_width(calibration.pulls(draws, truth), samples) == pytest.approx(
         1, abs=4 * 1.2 / np.sqrt(N)
     )
@@ -43,7 +57,7 @@ def test_ranks_of_a_perfect_posterior_are_uniform(rng):
 
 def test_coverage_of_31_samples_is_the_central_22_cells(rng):
     ranks = np.arange(32)
-    inside = [calibration.coverage(np.array([r]), 31, rng) for r in ranks]
+    inside = [coverage(np.array([r]), 31, rng) for r in ranks]
     assert inside == [0.0] * 5 + [1.0] * 22 + [0.0] * 5
 
 
@@ -51,7 +65,7 @@ def test_overconfidence_shows_in_every_score(rng):
     draws, truth, mean, width = perfect(rng, 31)
     narrow = mean + 0.5 * (draws - mean)
     assert calibration.pull_width(calibration.pulls(narrow, truth), 31) == pytest.approx(2, abs=0.06)
-    assert calibration.coverage(calibration.ranks(narrow, truth, rng), 31, rng) < 0.45
+    assert coverage(calibration.ranks(narrow, truth, rng), 31, rng) < 0.45
     worse = calibration.crps(narrow / width, truth / width).mean()
     assert worse > calibration.crps(draws / width, truth / width).mean() + 0.02
 
@@ -67,7 +81,7 @@ def test_ensemble_crps_is_fair(rng, samples):
     """Its mean is the Gaussian closed form, however few the samples."""
     draws, truth, mean, width = perfect(rng, samples)
     ensemble = calibration.crps(draws / width, truth / width)
-    exact = calibration.crps_gaussian(mean / width, np.ones(N), truth / width)
+    exact = crps_gaussian((truth - mean) / width)
     difference = ensemble - exact
     assert difference.mean() == pytest.approx(0, abs=4 * difference.std() / np.sqrt(N))
     assert exact.mean() == pytest.approx(1 / np.sqrt(np.pi), abs=0.02)
@@ -122,13 +136,27 @@ def test_image_error_pools_scenes_and_ignores_the_margin():
 
 def test_bootstrap_interval_holds_the_truth_as_often_as_it_says(rng):
     """Elements of a scene share its error, so a resampling of elements would be far too narrow."""
-    scenes = np.repeat(np.arange(40), 10)
+    scenes, every = np.repeat(np.arange(40), 10), np.ones(400, dtype=bool)
     hits = 0
     for _ in range(100):
         values = np.repeat(rng.normal(size=40), 10)
-        low, high = accuracy.bootstrap(np.mean, scenes, values, rng=rng, resamples=100)
+        draws = accuracy.Resamples(scenes, 40, rng, 100).by_source
+        low, high = accuracy.interval(np.mean, [values], every, draws)
         hits += low <= 0 <= high
     assert 85 <= hits <= 100
+
+
+def test_interval_of_the_chosen_is_that_of_the_chosen_alone(rng):
+    """And scenes without any still take part: the number of chosen elements varies between resamples."""
+    owners, values = np.array([0, 0, 1, 3, 3]), rng.normal(size=5)
+    chosen = np.array([True, False, True, True, False])
+    draws = accuracy.Resamples(owners, 4, rng, 50)
+    assert all(np.isin(scenes, range(4)).all() and len(scenes) == 4 for scenes in draws.by_scene)
+    alone = [[i for i in drawn if chosen[i]] for drawn in draws.by_source]
+    sums = [values[i].sum() for i in alone]
+    found = accuracy.interval(np.sum, [values], chosen, draws.by_source)
+    np.testing.assert_allclose(found, np.quantile(sums, [0.025, 0.975]))
+    assert len({len(i) for i in alone}) > 1
 
 
 def blobs(rng, count: int, size: int = 48) -> list[ScoredScene]:
@@ -179,19 +207,73 @@ def test_half_the_error_halves_what_is_linear(scored):
             assert half[number] == pytest.approx(whole[number] / 2, rel=1e-6)
 
 
+def test_ratios_of_methods_are_paired(scored):
+    """Every error of the one is half the other's in the same scene, so no resample can give anything but 1/2."""
+    for band in ("VIS", "g"):
+        row = scored["half"][band]
+        for key in {*RATIOS} - {"flux_scatter"}:
+            ends = [row[f"{key}_ratio{end}"] for end in ("_low", "", "_high")]
+            assert ends == pytest.approx([0.5] * 3, rel=1e-6), key
+        assert row["flux_scatter_ratio_low"] < row["flux_scatter_ratio_high"]  # relative errors: the means differ
+        assert not any("ratio" in key for key in scored["wiener"][band])
+
+
 def test_order_of_scenes_changes_no_score(scenes, scored):
     again = score(measure_scenes(scenes[::-1], ("VIS", "g")), np.random.default_rng(0))
-    for key, value in flatten(scored):
-        method, band, number = key.split("/")
-        if not number.startswith(("coverage", "pull_width_")):  # drawn at random
-            assert again[method][band][number] == pytest.approx(value, rel=1e-9), key
+    for method, rows in scored.items():
+        for name, row in rows.items():
+            for key, value in row.items():
+                if not key.startswith("coverage") and not key.endswith(("_low", "_high")):  # drawn at random
+                    assert again[method][name][key] == pytest.approx(value, rel=1e-9), key
 
 
-def test_table_has_a_line_per_band_and_method(scored):
+def test_table_has_a_line_per_band_method_ratio_and_interval(scored):
     lines = format_table(scored, ("VIS", "g")).splitlines()
-    assert len(lines) == 2 + 2 * 3 + 2
-    assert max(map(len, lines)) <= 120
-    assert "0.50" in lines[4] and lines[4].split()[:2] == ["/", "wiener"]
+    assert len(lines) == 2 + 2 * 4 + 3
+    assert max(map(len, lines)) <= 150
+    assert lines[3].split()[:4] == ["/", "wiener", "0.50", "0.50"]
+    assert lines[4].split()[:4] == ["95", "%", "0.50-0.50", "0.50-0.50"]
+
+
+def test_bins_are_of_the_observed_and_hold_every_source_once(scenes):
+    sources = measure_scenes(scenes, ("VIS", "g"))
+    edges = (-np.inf, *np.quantile(sources.snr, [0.3, 0.6]), np.inf)
+    binned = score_by(sources, sources.snr, edges, np.random.default_rng(0))
+    assert (binned["half"]["VIS"]["sources"] + binned["half"]["g"]["sources"]).sum() == 160
+    inside = (sources.snr[:, 1] >= edges[1]) & (sources.snr[:, 1] < edges[2])
+    expected = accuracy.bias(sources.estimates["half"].point[inside, 1], sources.truth.point[inside, 1])
+    assert binned["half"]["g"]["bias"][1] == expected
+    assert set(binned["half"]["g"]) == {"bias", "scatter", "pull_width", "coverage", "sources"}
+
+
+def test_sources_at_the_edge_count_in_rows_of_their_own(scenes):
+    """Each scene has a blob at (14, 14) and one at (32, 30): data that end at column 8 come near the first alone."""
+    weight = np.ones((48, 48))
+    weight[:, :8] = 0
+    cut = [ScoredScene(s.name, s.truth, s.estimates, weight, s.data) for s in scenes]
+    sources = measure_scenes(cut, ("VIS", "g"))
+    assert len(sources.edge) == 80 and sources.edge.sum() == 40
+    scores = score(sources, np.random.default_rng(0))
+    for method in ("half", "wiener"):
+        assert scores[method]["g"]["sources"] == scores[method]["g edge"]["sources"] == 40
+        assert scores[method]["VIS-g"]["sources"] <= 40
+        assert "chi2" not in scores[method]["g edge"]
+    binned = score_by(sources, sources.snr, (-np.inf, np.inf), np.random.default_rng(0))
+    assert binned["half"]["g"]["sources"] == [40]
+    assert "g edge" in format_table(scores, ("VIS", "g"))
+    tags = {tag for tag, _ in scalars(scores)}
+    assert {"accuracy/flux_bias/g/half", "calibration/coverage/g_edge/wiener", "image/chi2/g/half"} <= tags
+    assert {"intervals/crps_ratio_low/g/half", "colour/bias/VIS-g/half", "shape/crps/r50/half"} <= tags
+
+
+def test_a_source_is_at_the_edge_up_to_the_wide_apertures_radius(scenes):
+    """10 pixels of 0.1 arcsec from the centroid to the centre of the first unscored pixel."""
+    for column, expected in ((14 - 10, True), (14 - 12, False)):
+        weight = np.ones((48, 48))
+        weight[:, : column + 1] = 0
+        scene = ScoredScene("s", scenes[0].truth, scenes[0].estimates, weight)
+        sources = measure_scenes([scene], ("VIS", "g"))
+        assert sources.edge.any() == expected
 
 
 def test_truth_is_measured_in_the_apertures_of_the_data(scenes):

@@ -1,0 +1,176 @@
+"""The sources that are scored: measured in the same apertures in every method and in the truth.
+
+They are found once per scene on one reference method's posterior mean, by default the joint Wiener filter's: a function
+of the data that favours no trained model. Selection and bins use that method's observed fluxes, too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jointdiff import units
+from jointdiff.errors import InputError
+from jointdiff.evaluate import accuracy
+from jointdiff.measure.catalog import find_sources, measure_images, shape_image
+from jointdiff.measure.data_checks import Data
+from jointdiff.measure.detection import DetectionSettings, Segments
+from jointdiff.measure.photometry import aperture_map, fluxes
+from jointdiff.measure.shapes import half_light_radius
+
+REFERENCE = "wiener"
+APERTURE, WIDE_APERTURE = 0.5, 1.0
+"""Radii of the scored apertures, arcsec."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One method's answer for one scene: samples (S, C, H, W) and mean (C, H, W), nJy per pixel."""
+
+    samples: Tensor
+    mean: Tensor
+
+
+@dataclass(frozen=True)
+class ScoredScene:
+    """A scene of known truth (C, H, W) and each method's estimate of it.
+
+    weight: (H, W), zero outside the scored core, whose border cuts sources; None for a torus seen whole. data: its
+    observations, for residuals.
+    """
+
+    name: str
+    truth: Tensor
+    estimates: Mapping[str, Estimate]
+    weight: np.ndarray | None = None
+    data: Data | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The N sources of all scenes under one method, or in the truth.
+
+    point, wide: aperture fluxes (N, C) of the mean, nJy. samples: aperture fluxes (S, N, C). r50: (S, N), arcsec.
+    shape: (S, N, 2). chi2: Σ r²/σ² of samples and number of pixels, (scenes, C, 2). norms: (scenes, 2, C).
+    """
+
+    point: np.ndarray
+    wide: np.ndarray
+    samples: np.ndarray
+    r50: np.ndarray
+    shape: np.ndarray
+    norms: np.ndarray
+    chi2: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything that the scores need: the scene's number (N,), the truth's and each method's measurements.
+
+    edge: (N,), centroids so near to unscored pixels that the wide aperture reaches them. found: (scenes,), which scenes
+    hold a source, by the reference.
+    """
+
+    scenes: np.ndarray
+    names: tuple[str, ...]
+    truth: Measured
+    estimates: dict[str, Measured]
+    reference: str
+    edge: np.ndarray
+    found: np.ndarray
+
+    @property
+    def magnitude(self) -> np.ndarray:
+        """Observed AB magnitude (N, C): the reference's aperture flux, NaN if negative."""
+        return units.magnitude(self.estimates[self.reference].point)
+
+    @property
+    def snr(self) -> np.ndarray:
+        """Observed significance (N, C) of the reference's aperture flux; infinite for a reference without errors."""
+        reference = self.estimates[self.reference]
+        if len(reference.samples) < 2:
+            return np.where(reference.point > 0, np.inf, -np.inf)
+        return reference.point / reference.samples.std(0, ddof=1)
+
+
+def measure_scenes(
+    scenes: Sequence[ScoredScene],
+    names: Sequence[str],
+    scale: float = 0.1,
+    reference: str = REFERENCE,
+    detection: DetectionSettings | None = None,
+) -> Sources:
+    """Find sources on the reference method and measure them in every method and in the truth.
+
+    names: the C bands'; scale: arcsec per pixel. Every method must have drawn equally many samples in each scene.
+    Raises InputError when a scene lacks the reference, or there is no scene.
+    """
+    if not scenes:
+        raise InputError("no scenes to score")
+    collected: dict[str, list[Measured]] = {}
+    owners: list[np.ndarray] = []
+    edges: list[np.ndarray] = []
+    for number, scene in enumerate(scenes):
+        if reference not in scene.estimates:
+            raise InputError(f"{scene.name}: no estimate by the reference method {reference}")
+        base = scene.estimates[reference]
+        segments = find_sources(base.samples, base.mean, names, scene.weight, detection, scale=scale)
+        sizes = scale * half_light_radius(shape_image(base.mean[None], names), segments)[0]
+        every = {"": Estimate(scene.truth[None], scene.truth), **scene.estimates}
+        for method, estimate in every.items():
+            collected.setdefault(method, []).append(_measure(estimate, scene, names, segments, sizes, scale))
+        owners.append(np.full(len(segments), number))
+        edges.append(_at_edge(segments, scene.weight, WIDE_APERTURE / scale))
+    joined = {method: _join(parts) for method, parts in collected.items()}
+    found = np.array([owner.size > 0 for owner in owners])
+    truth = joined.pop("")
+    return Sources(np.concatenate(owners), tuple(names), truth, joined, reference, np.concatenate(edges), found)
+
+
+def _at_edge(segments: Segments, weight: np.ndarray | None, radius: float) -> np.ndarray:
+    """(K,), true where a centroid lies within ``radius`` pixels of an unscored one; never without such pixels."""
+    from scipy.ndimage import distance_transform_edt
+
+    if weight is None or np.all(np.asarray(weight) > 0):
+        return np.zeros(len(segments), dtype=bool)
+    distance = distance_transform_edt(np.asarray(weight) > 0)
+    return distance[np.round(segments.y).astype(int), np.round(segments.x).astype(int)] <= radius
+
+
+def _measure(
+    estimate: Estimate, scene: ScoredScene, names: Sequence[str], segments: Segments, sizes: np.ndarray, scale: float
+) -> Measured:
+    shape = segments.labels.shape
+    narrow, wide = (aperture_map(segments.x, segments.y, r / scale, shape) for r in (APERTURE, WIDE_APERTURE))
+    measured = measure_images(estimate.samples, names, segments, sizes, scale, APERTURE)
+    mean = estimate.mean.cpu()
+    return Measured(
+        fluxes(mean, narrow).numpy(),
+        fluxes(mean, wide).numpy(),
+        measured.aperture,
+        measured.r50,
+        measured.shape,
+        accuracy.image_norms(mean.numpy(), scene.truth.cpu().numpy(), scene.weight)[None],
+        _residuals(estimate, scene.data, len(names))[None],
+    )
+
+
+def _residuals(estimate: Estimate, data: Data | None, channels: int) -> np.ndarray:
+    """χ² and number of pixels (C, 2) of up to four samples' residuals; zeros without data."""
+    totals = np.zeros((channels, 2))
+    if data is not None:
+        model = data.forward(estimate.samples[:4].to(data.images[0]))
+        for image, ivar, band, seen in zip(data.images, data.ivars, data.bands, model, strict=True):
+            residual = torch.where(ivar > 0, image - seen, 0.0).cpu().numpy()
+            totals[band] += accuracy.residual_chi2(residual, ivar.expand(residual.shape).cpu().numpy())
+    return totals
+
+
+def _join(parts: Sequence[Measured]) -> Measured:
+    """One Measured of several scenes: sources lie on axis 1 where samples lead; all else joins on axis 0."""
+    assert len({len(p.samples) for p in parts}) == 1, "a method must draw equally many samples in every scene"
+    axes = {"samples": 1, "r50": 1, "shape": 1}
+    fields = Measured.__dataclass_fields__
+    return Measured(**{name: np.concatenate([getattr(p, name) for p in parts], axes.get(name, 0)) for name in fields})
