@@ -108,7 +108,7 @@ class Trainer:
                 loss, each, level = self._step(seed, meter)
                 self.progress.step += 1
                 self.average.update(self.denoiser, self.progress.step)
-                meter.record(self.progress.step, loss, each, level, learning_rate(self.progress.step, self.settings))
+                meter.record(self.progress.step, loss, each, level, self.optimizers[0].param_groups[0]["lr"])
                 with meter.paused():
                     self._take_stock(validate)
 

@@ -23,9 +23,6 @@ from jointdiff.scene import Band, Grid, Observation
 FIELDS = 7
 """Feature maps per band that the network sees."""
 
-UNSEEN_WEIGHT = 0.1
-"""Weight in the loss of pixels that no observation sees; they are not scored, and their errors have heavy tails."""
-
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -34,8 +31,8 @@ class Conditioning:
     posterior: the Gaussian posterior. maps: static features (B, 3C, H, W). scalars: (B, 2C).
     noise: (B, C, 1, 1), the posterior standard deviation of a pixel, nJy.
     gain: (B, C, H, W), how much wider the posterior is here than the stationary S says.
-    weight: (B, 1, H, W), of pixels in the loss: 1 where some band sees, UNSEEN_WEIGHT where none does; 1 in a scene
-    without data.
+    weight: (B, 1, H, W), 1 for pixels that some band sees, falling to 0 at the edge of what is seen; 1 everywhere in a
+    scene without data.
     """
 
     posterior: GaussianPosterior
@@ -44,6 +41,11 @@ class Conditioning:
     noise: Tensor
     gain: Tensor
     weight: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """What multiplies F: the gain, falling to zero in the margin, where the Gaussian prior speaks alone."""
+        return self.gain * self.weight
 
 
 class Denoiser(nn.Module, PyTorchModelHubMixin):
@@ -118,7 +120,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         scalars = torch.log(posterior.amplitude.view(-1, 1) * depth.flatten(1).clamp(min=1e-12).sqrt()) / 4
         scalars = torch.cat([scalars * present.flatten(1), present.flatten(1)], dim=1)
         best = posterior.footprint.amax(1, keepdim=True)
-        weight = torch.where(best.amax((-2, -1), keepdim=True) > 0, (2 * best - 0.5).clamp(UNSEEN_WEIGHT, 1), 1.0)
+        weight = torch.where(best.amax((-2, -1), keepdim=True) > 0, (2 * best - 0.5).clamp(0, 1), 1.0)
         return Conditioning(posterior, maps, scalars, noise, gain, weight)
 
     def inputs(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor, Conditional]:
@@ -151,9 +153,9 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
     def forward(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """D (B, C, H, W) for x_t (B, C, H, W) at σ (B,)."""
         *inputs, given = self.inputs(x_t, sigma, conditioning)
-        return given.mean + given.colour(conditioning.gain * self.network_output(*inputs))
+        return given.mean + given.colour(conditioning.scale * self.network_output(*inputs))
 
     def correction(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """D − μ (B, C, H, W): what the sampler integrates beside the Gaussian part."""
         *inputs, given = self.inputs(x_t, sigma, conditioning)
-        return given.colour(conditioning.gain * self.network_output(*inputs))
+        return given.colour(conditioning.scale * self.network_output(*inputs))

@@ -26,7 +26,8 @@ FAINTEST = 0.1
 class DenoisingLoss(nn.Module):
     """The loss of one batch: a module, so that one wrapper synchronises its gradients.
 
-    The target of the network is (Lᵀ (x − μ)) / g, of unit scale. The margin, which is not scored, counts for little.
+    The target of the network is (Lᵀ (x − μ)) / g, of unit scale. The margin, where nothing is known, does not count:
+    a bright source there would outweigh all that can be learnt.
     Weights are a function of the data alone, or of frequency, so the minimum stays the conditional mean.
     """
 

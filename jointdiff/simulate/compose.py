@@ -43,18 +43,11 @@ def sky_grid(scene: Grid, library_scale: float) -> Grid:
 
 
 def compose(
-    library: Library,
-    bands: Sequence[Band],
-    grid: Grid,
-    crowding: Crowding,
-    batch: int,
-    generator: torch.Generator,
-    within: Tensor | None = None,
+    library: Library, bands: Sequence[Band], grid: Grid, crowding: Crowding, batch: int, generator: torch.Generator
 ) -> Tensor:
     """Skies (B, C, H, W) in nJy per fine pixel, at the library's PSF, in C of the library's bands.
 
     generator: on the CPU, so that a scene is the same on every device; the bands change no source and no place.
-    within: half-sides (B, 2) in arcsec of the box, about the sky's centre, beyond which sources are left out.
     """
     sizes, stars = list(library.scales), torch.cat([library.is_star[n].cpu() for n in library.scales])
     device = library.stamps[sizes[0]].device
@@ -62,7 +55,7 @@ def compose(
     channels = torch.tensor([library.bands.index(band) for band in bands], device=device)
     skies = torch.empty(batch, len(bands), *grid.shape, device=device)
     starts = torch.tensor([0] + [len(library.scales[n]) for n in sizes]).cumsum(0)
-    for number, sky in enumerate(skies):
+    for sky in skies:
         canvas = torch.zeros(len(bands), grid.shape[0] + margin, grid.shape[1] + margin, device=device)
         positions = _positions(grid, crowding, generator)
         chosen = torch.randint(len(stars), (len(positions),), generator=generator)
@@ -71,8 +64,6 @@ def compose(
         for position, source, gain, turn in zip(
             positions, chosen.tolist(), gains.tolist(), turns.tolist(), strict=True
         ):
-            if within is not None and not _inside(position, grid, within[number].tolist()):
-                continue
             group = int(torch.searchsorted(starts, source, right=True)) - 1
             size, index = sizes[group], source - int(starts[group])
             stamp = _turned(library.stamps[size][index][channels].float(), turn) * (gain * library.scales[size][index])
@@ -101,12 +92,6 @@ def _positions(grid: Grid, crowding: Crowding, generator: torch.Generator) -> li
         else:
             positions.append((int(y * grid.shape[0]), int(x * grid.shape[1])))
     return positions
-
-
-def _inside(position: tuple[int, int], grid: Grid, half: Sequence[float]) -> bool:
-    """Whether a fine pixel, as the torus folds it, lies in the box of these half-sides (arcsec) about the centre."""
-    folded = (o + grid.scale * (p % n) for p, n, o in zip(position, grid.shape, grid.origin, strict=True))
-    return all(abs(at) <= limit for at, limit in zip(folded, half, strict=True))
 
 
 def _turned(stamp: Tensor, turn: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Mock observations of scenes whose truth is known: the library, composed and observed, by number."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from jointdiff.scene import Band, Grid, Observation
 from jointdiff.seeds import seed_of
 from jointdiff.simulate.compose import Crowding, compose, scene_of, sky_grid
 from jointdiff.simulate.library import Library
-from jointdiff.simulate.observe import GEOMETRIES, Conditions, Telescope, observed_core
+from jointdiff.simulate.observe import GEOMETRIES, Conditions, Telescope
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,14 @@ class Simulator:
         geometries: Sequence[str],
     ):
         self.library, self.bands, self.grid, self.target_fwhm = library, tuple(bands), grid, target_fwhm
-        self.crowding, self.conditions, self.geometries = crowding, conditions, tuple(geometries)
+        self.crowding, self.geometries = crowding, tuple(geometries)
         self.device = next(iter(library.stamps.values())).device
         self._sky = sky_grid(grid, library.pixel_scale)
         self._telescope = Telescope(grid, self._sky, library.psf_fwhm, bands, conditions)
 
-    def skies(
-        self,
-        batch: int,
-        generator: torch.Generator,
-        bands: Sequence[Band] | None = None,
-        within: Tensor | None = None,
-    ) -> Tensor:
+    def skies(self, batch: int, generator: torch.Generator, bands: Sequence[Band] | None = None) -> Tensor:
         """Composed skies (B, C, ·, ·) on the fine grid, in the scene's bands or those given. generator: on the CPU."""
-        return compose(self.library, bands or self.bands, self._sky, self.crowding, batch, generator, within)
+        return compose(self.library, bands or self.bands, self._sky, self.crowding, batch, generator)
 
     def scenes(self, skies: Tensor) -> Tensor:
         """The true scenes (B, C, H, W) of skies."""
@@ -71,14 +64,13 @@ class Simulator:
         geometry = GEOMETRIES[self.geometries[int(torch.randint(len(self.geometries), (), generator=composer))]]
         seen = [geometry.seen(band) for band in self.bands]
         composed = list(dict.fromkeys([*self.bands, *seen]))  # filters of the scene's own are not composed twice
-        core = observed_core(self.grid, self.conditions, batch, composer)
-        skies = self.skies(batch, composer, composed, core + self.conditions.reach)
+        skies = self.skies(batch, composer, composed)
         observer = torch.Generator(self.device).manual_seed(seed_of("observe", seed))
         through = skies[:, [composed.index(band) for band in seen]]
-        observations = self._telescope.observe(through, geometry, core, observer)
+        observations = self._telescope.observe(through, geometry, observer)
         return Mock(self.scenes(skies[:, : len(self.bands)]), observations)
 
 
 def complete(conditions: Conditions) -> Conditions:
-    """The same conditions with every band observed, over the whole scene, and a sky that goes on beyond it."""
-    return replace(conditions, margin=0.0, reach=math.inf, drop_band=0.0, drop_ground=0.0, drop_vis=0.0, drop_all=0.0)
+    """The same conditions with every band observed, over the whole scene."""
+    return replace(conditions, margin=0.0, drop_band=0.0, drop_ground=0.0, drop_vis=0.0, drop_all=0.0)

@@ -52,7 +52,6 @@ class Conditions:
     wing: float = 0.15
     margin: float = 0.3
     margin_width: tuple[float, float] = (0.0, 2.0)
-    reach: float = 0.5
     drop_band: float = 0.1
     drop_ground: float = 0.03
     drop_vis: float = 0.03
@@ -63,14 +62,6 @@ def observed_grid(scene: Grid, pixel_scale: float) -> Grid:
     """The largest grid of square pixels inside the scene's torus, centred on it."""
     rows, columns = (int(n * scene.scale / pixel_scale + 1e-6) for n in scene.shape)
     return Grid.centred((rows, columns), pixel_scale)
-
-
-def observed_core(scene: Grid, conditions: Conditions, batch: int, generator: torch.Generator) -> Tensor:
-    """Half-sides (B, 2) in arcsec of what is observed of each scene; infinite for scenes seen whole."""
-    u = torch.rand(batch, 2, device=generator.device, generator=generator)
-    width = torch.tensor(conditions.margin_width, device=u.device)
-    half = torch.tensor(scene.shape, device=u.device) * scene.scale / 2
-    return torch.where(u[:, :1] < conditions.margin, half - torch.lerp(width[0], width[1], u[:, 1:]), torch.inf)
 
 
 class Telescope:
@@ -84,13 +75,13 @@ class Telescope:
         self.scene, self.sky, self.bands, self.conditions = scene, sky, tuple(bands), conditions
         self._library_transfer = gaussian_transfer(sky, psf_fwhm)
 
-    def observe(self, sky: Tensor, geometry: Geometry, core: Tensor, generator: torch.Generator) -> list[Observation]:
+    def observe(self, sky: Tensor, geometry: Geometry, generator: torch.Generator) -> list[Observation]:
         """One observation per band of skies (B, C, H, W), whose channels are the bands as the geometry sees them.
 
-        core: as ``observed_core`` draws it. A band dropped in a scene has no inverse variance.
+        A band dropped in a scene has no inverse variance.
         """
         spectrum = torch.fft.rfft2(sky) / torch.as_tensor(self._library_transfer).to(sky)
-        kept, core = self._kept(len(sky), generator), core.to(sky.device)
+        kept, core = self._kept(len(sky), generator), self._core(len(sky), generator)
         observations = []
         for index, band in enumerate(map(geometry.seen, self.bands)):
             space = band.name == "VIS"
@@ -157,6 +148,15 @@ class Telescope:
         ground, space, everything = groups.T.unsqueeze(-1)
         dropped = torch.where(vis, space, one | ground) | everything
         return (~dropped).float()
+
+    def _core(self, batch: int, generator) -> Tensor:
+        """Half-sides (B, 2) in arcsec of the observed core; infinite for scenes seen whole."""
+        u = torch.rand(batch, 2, device=generator.device, generator=generator)
+        width = torch.tensor(self.conditions.margin_width, device=u.device)
+        half = torch.tensor(self.scene.shape, device=u.device) * self.scene.scale / 2
+        return torch.where(
+            u[:, :1] < self.conditions.margin, half - torch.lerp(width[0], width[1], u[:, 1:]), torch.inf
+        )
 
     @staticmethod
     def _footprint(grid: Grid, dither: Tensor, core: Tensor) -> Tensor:

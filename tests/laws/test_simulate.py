@@ -1,6 +1,5 @@
 """Laws of mock observations and of the fields made of them, and GalSim as a reference for their PSFs."""
 
-import math
 from dataclasses import replace
 
 import galsim
@@ -136,23 +135,6 @@ def test_a_margin_is_unseen(geometry):
             assert 0 < inside[0].sum() < grid.shape[0]
 
 
-def test_sources_end_beyond_the_reach_of_the_core():
-    """And those within stay what and where they were: nothing of the core's sky changes but their wings."""
-    conditions = replace(STEADY, margin=1.0, margin_width=(1.6, 1.6))
-    near, far = (simulator_of(("hsc",), replace(conditions, reach=reach), size=64) for reach in (0.5, math.inf))
-    axis = 0.1 * (np.arange(64) - 31.5)
-    distance = np.maximum(np.abs(axis)[:, None], np.abs(axis)[None, :])
-    cut = 0
-    for number in range(6):
-        one, other = (s.draw(4, number).truth[:, 0].double().numpy() for s in (near, far))
-        removed = other - one
-        assert removed.min() > -1e-3 * other.max()
-        cut += (removed.max((1, 2)) > 0).sum()
-        for image in removed[removed.max((1, 2)) > 0]:
-            assert distance[np.unravel_index(image.argmax(), image.shape)] > 1.6 + 0.5 - 0.1
-    assert cut >= 6
-
-
 def test_margins_have_the_stated_share_and_width():
     simulator = simulator_of(("lsst",), replace(STEADY, margin=0.3, margin_width=(0.4, 0.6)), size=32)
     seen = (simulator.draw(600, 4).observations[0].ivar > 0).double().mean((1, 2))
@@ -223,9 +205,9 @@ def test_batches_go_round_the_geometries():
 @pytest.fixture(scope="module", params=GEOMETRIES)
 def served(request, tmp_path_factory):
     """A mock on a torus of 64 with a margin of 16, and its folder."""
-    conditions = replace(STEADY, seeing=0.06, ellipticity=0.03, margin=1.0, margin_width=(1.6, 1.6), reach=math.inf)
+    conditions = replace(STEADY, seeing=0.06, ellipticity=0.03, margin=1.0, margin_width=(1.6, 1.6))
     simulator = simulator_of((request.param,), conditions, gaussian_library(3.0))
-    mock = simulator.expose(1, 12)
+    mock = simulator.expose(1, 11)
     folder = tmp_path_factory.mktemp(request.param)
     write_mock_field(folder, "mock", mock, BANDS, simulator.grid, TARGET_FWHM, 16)
     return mock, read_field(folder / "scene.yaml"), folder
