@@ -13,8 +13,7 @@ READY := $(VENV)/.ready
 MODEL := $(RUN)/model
 SKY := $(RUN)/reconstructions
 SCENES := $(foreach geometry,lsst hsc mer,--scene $(RUN)/scenes/$(geometry)/scene.yaml)
-# Its own defaults, said aloud: accelerate warns of each that is not.
-LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+LAUNCH := $(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml
 
 .PHONY: demo test check
 .DELETE_ON_ERROR:

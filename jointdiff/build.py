@@ -25,6 +25,15 @@ def bands(config: Config):
     return tuple(Band(name, config.filters[name]) for name in config.bands)
 
 
+def library_bands(config: Config, geometries=None):
+    """What stamps are drawn in: the scene's bands, and after them what else the geometries (all, if None) see."""
+    from jointdiff.simulate.observe import GEOMETRIES
+
+    scene = bands(config)
+    seen = [GEOMETRIES[name].seen(band) for name in geometries or config.scene.geometries for band in scene]
+    return tuple(dict.fromkeys([*scene, *seen]))
+
+
 def sources(config: Config):
     """What the library holds: stamps of half a scene pixel, so that scenes are composed finer than they are seen."""
     from jointdiff.simulate.galaxies import SourceSettings
@@ -62,11 +71,12 @@ def simulator(config: Config, split: str, margin: int | None = None, geometries=
     size = scene.size + 2 * (margin or 0)
     check_bands(config)
     _check_library(config)
-    library = load_library(Path(config.run) / "library", split, bands(config)).to(device)
+    geometries = geometries or scene.geometries
+    library = load_library(Path(config.run) / "library", split, library_bands(config, geometries)).to(device)
     # As many sources per area with a margin as without; a field with a margin is made to be looked at, so never empty.
     crowding = Crowding(scene.mean_sources * (size / scene.size) ** 2, 0.0 if margin else scene.empty_fraction)
     grid = Grid.centred((size, size), scene.pixel_scale)
-    return Simulator(library, grid, scene.target_fwhm, crowding, conditions, geometries or scene.geometries)
+    return Simulator(library, bands(config), grid, scene.target_fwhm, crowding, conditions, geometries)
 
 
 def check_bands(config: Config) -> None:
@@ -84,13 +94,12 @@ def check_bands(config: Config) -> None:
 
 
 def _check_library(config: Config) -> None:
-    """Raises InputError if the run's library was drawn with other settings than the config's."""
+    """Raises InputError if the run's library was drawn with other settings; its bands are load_library's to check."""
     from jointdiff.io.shards import read_index
 
     folder = Path(config.run) / "library"
     index = read_index(folder)
-    settings, filters = index["settings"], {band["name"]: band["filter"] for band in index["bands"]}
-    library = config.library
+    library, settings = config.library, index["settings"]
     held = {
         "seed": (config.seed, index["seed"]),
         "library.count": (library.count, sum(len(record["entries"]) for record in index["shards"])),
@@ -101,11 +110,6 @@ def _check_library(config: Config) -> None:
     }
     for name, (value, expected) in held.items():
         require(value == expected, name, value, f"{expected} as in {folder}, or another run")
-    expected = f"some of {', '.join(filters)} as in {folder}, or another run"
-    require({*config.bands} <= filters.keys(), "bands", list(config.bands), expected)
-    for band in config.bands:
-        curve, expected = config.filters[band], f"{filters[band]} as in {folder}, or another run"
-        require(curve == filters[band], f"filters.{band}", curve, expected)
 
 
 def digest(config: Config) -> str:
@@ -115,8 +119,8 @@ def digest(config: Config) -> str:
 
     library = asdict(config.library)
     del library["workers"], library["shard_size"]
-    filters = [config.filters[band] for band in config.bands]
-    parts = [version("jointdiff"), config.seed, config.bands, filters, library, asdict(config.scene)]
+    stamps = [asdict(band) for band in library_bands(config)]
+    parts = [version("jointdiff"), config.seed, config.bands, stamps, library, asdict(config.scene)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -171,11 +175,13 @@ def _validation(config: Config, split: str, scenes: int, width: int, purpose: st
 
 
 def validator(config: Config, accelerator):
-    """What the trainer calls now and then: score the averaged weights, log them, and write their catalog."""
+    """What the trainer calls now and then: score the averaged weights, as model/ holds them, log and write it all."""
     from jointdiff.evaluate import dashboard
     from jointdiff.evaluate import validation as scoring
+    from jointdiff.reconstruct.checkpoint import fingerprint
+    from jointdiff.reconstruct.diffusion import Diffusion
 
-    settings = config.training
+    run, settings = Path(config.run), config.training
     counts = (settings.validation_scenes, settings.validation_cut_scenes, settings.validation_samples)
     suites = validations(config, "validation", *counts, accelerator.device)
     writer = accelerator.get_tracker("tensorboard", unwrap=True)
@@ -183,33 +189,15 @@ def validator(config: Config, accelerator):
     dashboard.lay_out(writer, titles, config.bands, scoring.METHODS)
 
     def validate(denoiser, step: int) -> None:
-        folder = Path(config.run) / "validation" / f"step_{step:08d}"
+        folder = run / "validation" / f"step_{step:08d}"
+        made = Diffusion(denoiser, config.sampling.evaluations).provenance(config.seed, fingerprint(run / "model"))
         for suite, trials in suites.items():
             report = trials.run(denoiser)
             figures = trials.figures(report)
             scoring.log(report, figures, writer, step, _PREFIXES[suite])
-            scoring.write(report, figures, folder / FOLDERS[suite], provenance(config, None))
+            scoring.write(report, figures, folder / FOLDERS[suite], made)
 
     return validate
-
-
-def provenance(config: Config, checkpoint: str | None) -> dict:
-    """What a product says of its making."""
-    from importlib.metadata import version
-
-    made = {"version": version("jointdiff"), "seed": config.seed, "method": "diffusion", "mode": "amortized"}
-    made["evaluations"] = config.sampling.evaluations
-    return made if checkpoint is None else made | {"checkpoint": checkpoint}
-
-
-def network_dtype(precision: str, device):
-    """The type that the network computes in: bf16 where asked for or, for auto, where the device is fast at it."""
-    import torch
-
-    if precision == "auto":
-        on_cpu = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else torch.cuda.is_bf16_supported()
-        precision = "bf16" if on_cpu else "no"
-    return torch.bfloat16 if precision == "bf16" else None
 
 
 def number_of(config: Config, purpose: str, index: int) -> int:

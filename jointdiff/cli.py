@@ -8,10 +8,9 @@ import re
 import sys
 import warnings
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from difflib import SequenceMatcher
 from importlib.metadata import version
 from typing import Any, get_origin, get_type_hints
 
@@ -19,7 +18,7 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from jointdiff import config
-from jointdiff.errors import InputError
+from jointdiff.errors import InputError, closest
 
 COMMANDS = {
     "simulate": config.Config,
@@ -38,7 +37,7 @@ def main(arguments: list[str]) -> int:
         elif command == "--version":
             print(version("jointdiff"))
         elif command not in COMMANDS:
-            raise InputError(f"unknown command {command}; did you mean {_closest(command, COMMANDS)}?")
+            raise InputError(f"unknown command {command}; did you mean {closest(command, COMMANDS)}?")
         else:
             with _one_line_warnings():
                 getattr(config, command)(parse(command, arguments[1:]))
@@ -127,16 +126,6 @@ def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _keys(type_, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
-def _closest(word: str, valid: Iterable[str]) -> str:
-    """The valid key most like ``word``, in whole or in its last part (a key put into the wrong section)."""
-
-    def likeness(key: str) -> float:
-        pairs = ((word, key), (word.split(".")[-1], key.split(".")[-1]))
-        return max(SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    return max(valid, key=likeness)
-
-
 def _config_files(arguments: list[str]) -> Iterator[str]:
     for option, value in zip(arguments, [*arguments[1:], None], strict=False):
         if option == "--config" and value is not None:
@@ -171,7 +160,7 @@ def _check_mapping(path: str, content: dict, keys: dict[str, Any], prefix: str =
     for name, value in content.items():
         key = f"{prefix}{name}"
         if key not in keys:
-            raise InputError(f"{path}: unknown key {key}; did you mean {_closest(key, keys)}?")
+            raise InputError(f"{path}: unknown key {key}; did you mean {closest(key, keys)}?")
         if is_dataclass(keys[key]):
             if not isinstance(value, dict):
                 raise InputError(f"{path}: {key} is {value!r}, expected keys such as {_first_below(key, keys)}")
@@ -197,8 +186,7 @@ def _check_options(arguments: list[str], command: str) -> None:
         if key in ("resume", "no_resume") and command != "train":
             raise InputError(f"command line: --{key} is an option of train, not of {command}")
         if key not in options and key.removeprefix("no_") not in options and not key.startswith(mappings):
-            closest = _closest(key, options)
-            raise InputError(f"command line: unknown option --{key}; did you mean --{closest}?")
+            raise InputError(f"command line: unknown option --{key}; did you mean --{closest(key, options)}?")
 
 
 def _explain(error: ArgumentError) -> str:

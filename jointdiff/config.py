@@ -46,6 +46,10 @@ class ReconstructConfig:
         require(self.mode == "amortized", "mode", self.mode, "amortized, the only mode so far")
 
 
+PATIENCE = 24
+"""Hours that processes wait for the first of them, which draws the library and validates alone. The defaults of torch,
+10 to 30 minutes, would end a large run there; a process that dies is noticed by the launcher, not by this."""
+
 _VALIDATION = ("validate_every", "validation_scenes", "validation_cut_scenes", "validation_samples")
 _MONITORING = ("log_every", "checkpoint_every", *_VALIDATION)
 
@@ -71,12 +75,6 @@ def save_config(config: Config | ReconstructConfig, path: str | Path) -> None:
 
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-
-
-def _device():
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _use_cores() -> None:
@@ -138,7 +136,7 @@ def simulate(config: Config) -> None:
     build.check_bands(config)
     run, library, settings = Path(config.run), config.library, build.sources(config)
     sizes = (library.count, config.seed, library.workers, library.shard_size)
-    build_library(run / "library", build.bands(config), settings, *sizes)
+    build_library(run / "library", build.library_bands(config), settings, *sizes)
     for number, geometry in enumerate(config.scene.geometries):
         _draw_ready_scene(config, geometry, number)
     print(f"{library.count} sources in {run / 'library'}/, ready scenes in {run / 'scenes'}/")
@@ -165,15 +163,21 @@ def _draw_ready_scene(config: Config, geometry: str, number: int) -> None:
 
 def train(config: Config) -> None:
     """Train the denoiser on fresh mocks, from the run's library."""
+    from datetime import timedelta
+
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
+    from accelerate.utils import InitProcessGroupKwargs, set_seed
 
     from jointdiff.diffusion.denoiser import Denoiser
+    from jointdiff.reconstruct.checkpoint import network_dtype
     from jointdiff.training import Trainer, resume_states
 
     run = Path(config.run)
     # Our own setting is the network's precision; Accelerate's would reach the Gaussian algebra, and give NaN.
-    accelerator = Accelerator(mixed_precision="no", log_with="tensorboard", project_dir=str(run))
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=PATIENCE))
+    accelerator = Accelerator(
+        mixed_precision="no", log_with="tensorboard", project_dir=str(run), kwargs_handlers=[patient]
+    )
     _use_cores()
     _refuse_other_run(config, run)
     with accelerator.main_process_first():
@@ -193,7 +197,7 @@ def train(config: Config) -> None:
     size = (scene.pixel_scale, scene.target_fwhm, len(prior.wavenumbers))
     denoiser = Denoiser(bands, *size, widths=network.widths, blocks=network.blocks)
     denoiser.set_prior(prior)
-    denoiser.network_dtype = build.network_dtype(config.training.mixed_precision, accelerator.device)
+    denoiser.network_dtype = network_dtype(config.training.mixed_precision, accelerator.device)
     trainer = Trainer(accelerator, denoiser, simulator, config.training, run)
     if states:
         trainer.resume()
@@ -210,8 +214,6 @@ def train(config: Config) -> None:
 
 def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
-    from importlib.metadata import version
-
     from jointdiff.evaluate.field import FieldJob
     from jointdiff.io.products import merge_catalogs, write_catalog
     from jointdiff.io.scene_files import read_fields
@@ -221,17 +223,9 @@ def reconstruct(config: ReconstructConfig) -> None:
     output = Path(config.output)
     require(output.is_dir() or not output.exists(), "output", output, "a folder")
     folder = checkpoint_folder(config.checkpoint)
-    denoiser = load_denoiser(folder).to(_device())
-    denoiser.network_dtype = build.network_dtype("auto", _device())  # as it was scored
+    denoiser = load_denoiser(folder)
     reconstructor = build_reconstructor(config.method, denoiser, config.evaluations)
-    provenance = {
-        "version": version("jointdiff"),
-        "checkpoint": fingerprint(folder),
-        "seed": config.seed,
-        "method": reconstructor.method,
-        "mode": reconstructor.mode,
-        "evaluations": reconstructor.evaluations,
-    }
+    provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
     jobs = [FieldJob(field, reconstructor, config.num_samples) for field in read_fields(config.scene)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs]
@@ -246,18 +240,19 @@ def evaluate(config: Config) -> None:
     from jointdiff.evaluate import validation
     from jointdiff.io.atomic import atomic_path
     from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
+    from jointdiff.reconstruct.diffusion import Diffusion
 
-    run, device = Path(config.run), _device()
+    run = Path(config.run)
     _use_cores()
     _refuse_other_run(config, run)
-    denoiser = load_denoiser(run / "model").to(device)
-    denoiser.network_dtype = build.network_dtype("auto", device)
+    denoiser = load_denoiser(run / "model")
     done = run / "evaluation" / "scoreboard.txt"
-    provenance = build.provenance(config, fingerprint(run / "model"))
+    reconstructor = Diffusion(denoiser, config.sampling.evaluations)
+    provenance = reconstructor.provenance(config.seed, fingerprint(run / "model"))
     made = {**provenance, **asdict(config.sampling), "simulation": build.digest(config)}
     key = "  ".join(f"{name}={value}" for name, value in made.items())
     if not (done.is_file() and done.read_text().startswith(key)):
-        sampling, tables = config.sampling, []
+        sampling, tables, device = config.sampling, [], denoiser.wavenumbers.device
         suites = build.validations(config, "test", sampling.scenes, sampling.cut_scenes, sampling.samples, device)
         for suite, trials in suites.items():
             report = trials.run(denoiser, progress=True)

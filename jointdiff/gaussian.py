@@ -305,25 +305,16 @@ class GaussianPosterior:
         return (residual * self._covariance(residual)).mean((1, 2, 3)).clamp(min=0).sqrt()
 
     @cached_property
-    def _flat_images(self) -> list[Tensor]:
-        """A 1: what each observation would see of a sky of ones."""
-        return self._model(torch.ones_like(self.weighted_data))
-
-    def _hits(self, weights: Sequence[Tensor]) -> Tensor:
-        """Aᵀ W A 1 (B, C, H, W)."""
-        return self._model.adjoint([w * image for w, image in zip(weights, self._flat_images, strict=True)])
-
-    @cached_property
     def coverage(self) -> Tensor:
-        """Aᵀ N⁻¹ A 1 (B, C, H, W) over its stationary value: 1 where data are as deep as on average, 0 where absent."""
-        hits = self._hits(self._ivars)
-        average = self.data_precision[:, 0, 0].sum(-1).view(*hits.shape[:2], 1, 1)
+        """A band's own precision (B, C, H, W) over its mean: 1 where data are as deep as on average, 0 where absent."""
+        hits = self._model.coverage(self._ivars)
+        average = self.data_precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).view(*hits.shape[:2], 1, 1)
         return hits / average.clamp(min=1e-12)
 
     @cached_property
     def footprint(self) -> Tensor:
         """Where each band was seen (B, C, H, W), blurred by its PSF: up to 1, however deep; 0 where it was not."""
-        hits = self._hits(self._even)
+        hits = self._model.coverage(self._even)
         return hits / hits.amax((-2, -1), keepdim=True).clamp(min=1e-12)
 
     @cached_property
@@ -340,6 +331,10 @@ class GaussianPosterior:
 
     @cached_property
     def modes(self) -> tuple[Tensor, Tensor]:
-        """S₀ = U diag(s²) Uᵀ: s (B, H, W//2 + 1, C) and U (…, C, C). Used at sampling only."""
-        values, vectors = torch.linalg.eigh(self.precision)
-        return values.rsqrt(), vectors
+        """S₀ = U diag(s²) Uᵀ: s (B, H, W//2 + 1, C) and U (…, C, C). Used at sampling only.
+
+        In float64: a deep band beside one that a bright sky leaves open spans more than float32 resolves, and its
+        eigenvalues came out negative. Cholesky factors do not mind, for they do not mix the bands' scales.
+        """
+        values, vectors = torch.linalg.eigh(self.precision.double())
+        return values.rsqrt().to(self.precision), vectors.to(self.precision)

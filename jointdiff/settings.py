@@ -144,8 +144,8 @@ class TrainingConfig:
         mixed_precision: auto takes bf16 where the device has it.
     """
 
-    steps: int = 1500
-    batch_size: int = 8
+    steps: int = 2700
+    batch_size: int = 4
     noise_levels: int = 2
     learning_rate: float = 1.5e-3
     warmup_steps: int = 100
@@ -153,12 +153,12 @@ class TrainingConfig:
     weight_decay: float = 0.01
     ema_halflife: float = 50.0
     gradient_clip: float = 0.5
-    checkpoint_every: int = 250
-    validate_every: int = 750
+    checkpoint_every: int = 450
+    validate_every: int = 1350
     validation_scenes: int = 12
     validation_cut_scenes: int = 6
     validation_samples: int = 8
-    log_every: int = 10
+    log_every: int = 20
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
 
     def __post_init__(self) -> None:

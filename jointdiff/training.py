@@ -1,6 +1,6 @@
 """The training loop: Accelerate moves it over devices; every random number follows from (seed, rank, images seen).
 
-Nothing is carried from step to step but the weights, their moving average and the optimiser's moments, so a run that
+Nothing is carried from step to step but the weights, their moving average and the optimisers' moments, so a run that
 was killed and resumed takes the very steps of one that was not.
 """
 
@@ -69,6 +69,19 @@ def learning_rate(step: int, settings: TrainingConfig) -> float:
     return settings.learning_rate * min(1.0, up, down)
 
 
+def optimizers(denoiser: Denoiser, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the blocks' convolutions, AdamW for the rest.
+
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982): one learning rate serves both.
+    """
+    matrices = denoiser.network.matrices
+    others = [p for p in denoiser.parameters() if all(p is not matrix for matrix in matrices)]
+    return [
+        torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.99), weight_decay=weight_decay),
+    ]
+
+
 class Trainer:
     """One run: a denoiser, the mocks it learns from, and the folder that holds its states.
 
@@ -80,11 +93,10 @@ class Trainer:
     ):
         self.accelerator, self.simulator, self.settings, self.folder = accelerator, simulator, settings, folder
         denoiser = denoiser.to(accelerator.device)
-        betas, decay = (0.9, 0.99), settings.weight_decay
-        optimizer = torch.optim.AdamW(denoiser.parameters(), lr=0.0, betas=betas, weight_decay=decay)
         self.average, self.progress = MovingAverage(denoiser, settings.ema_halflife), Progress()
         self.denoiser = denoiser
-        self.loss, self.optimizer = accelerator.prepare(DenoisingLoss(denoiser, settings.noise_levels), optimizer)
+        loss, found = DenoisingLoss(denoiser, settings.noise_levels), optimizers(denoiser, settings.weight_decay)
+        self.loss, *self.optimizers = accelerator.prepare(loss, *found)
         accelerator.register_for_checkpointing(self.average, self.progress)
 
     def run(self, seed: int, validate: Validate | None = None) -> None:
@@ -96,7 +108,7 @@ class Trainer:
                 loss, each, level = self._step(seed, meter)
                 self.progress.step += 1
                 self.average.update(self.denoiser, self.progress.step)
-                meter.record(self.progress.step, loss, each, level, self.optimizer.param_groups[0]["lr"])
+                meter.record(self.progress.step, loss, each, level, self.optimizers[0].param_groups[0]["lr"])
                 with meter.paused():
                     self._take_stock(validate)
 
@@ -105,6 +117,7 @@ class Trainer:
         step, settings = self.progress.step, self.settings
         done = step == settings.steps
         if done or step % settings.validate_every == 0:
+            self._save_model()  # first, so that what is validated can be named by its file
             if validate is not None and self.accelerator.is_main_process:
                 validate(self.average.denoiser, step)
             self.accelerator.wait_for_everyone()
@@ -114,7 +127,7 @@ class Trainer:
     def _step(self, seed: int, meter: "Meter") -> tuple[Tensor, Tensor, Tensor]:
         step, batch = self.progress.step, self.settings.batch_size
         number = seed_of("training", seed, self.accelerator.process_index, step * batch)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(step, self.settings)
         with meter.data(step + 1):
             mock = self.simulator.draw(batch, number)
@@ -122,10 +135,12 @@ class Trainer:
         loss, each, level = self.loss(mock.truth, mock.observations, self.simulator.grid, generator)
         if not torch.isfinite(loss.detach()):
             raise FloatingPointError(f"the loss is {float(loss.detach())} at step {step + 1}")
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.loss.parameters(), self.settings.gradient_clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return loss.detach(), each, level
 
     def save(self) -> None:

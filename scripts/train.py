@@ -1,4 +1,4 @@
-"""Train the denoiser: accelerate launch scripts/train.py --config configs/demo.yaml."""
+"""Train the denoiser: accelerate launch --config_file configs/accelerate/single.yaml scripts/train.py."""
 
 import sys
 

@@ -1,6 +1,7 @@
 """What every test may use: the repository, and the real data where there is some."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,19 @@ REPOSITORY = Path(__file__).parents[1]
 def repository() -> Path:
     """The root of the repository."""
     return REPOSITORY
+
+
+@pytest.fixture
+def own_process() -> Iterator[None]:
+    """Accelerate's state and the number of threads belong to the process: a test leaves them as they were."""
+    import torch
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
 
 
 @pytest.fixture(scope="session")

@@ -5,34 +5,42 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from jointdiff.forward import response
 from jointdiff.scene import Band, Grid
 from jointdiff.simulate.compose import Crowding
 from jointdiff.simulate.library import Library
 from jointdiff.simulate.mock import Simulator
-from jointdiff.simulate.observe import Conditions
+from jointdiff.simulate.observe import GEOMETRIES, Conditions
 
 BANDS = (Band("VIS", "VIS"), *(Band(name, f"hsc-{name}") for name in "grizy"))
+LSST = tuple(GEOMETRIES["lsst"].seen(band) for band in BANDS)[1:]
 PIXEL, PSF_FWHM, TARGET_FWHM = 0.05, 0.1, 0.2
 
 STEADY = Conditions(0.0, 0.0, 0.0, 0.0, 0.0, (0.0, 0.0), 0.0, 0.0, 0.0, 0.0)
 """Conditions that do not vary, with everything observed."""
 
 
-def library_of(stamps: Sequence[np.ndarray], bands: Sequence[Band] = BANDS) -> Library:
-    """Stamps (C, n, n) in nJy per stamp pixel as a library, in float16 as load_library gives them."""
+def library_of(stamps: Sequence[np.ndarray]) -> Library:
+    """Stamps (C, n, n) of BANDS, or BANDS and LSST, in nJy per stamp pixel as a library.
+
+    LSST stamps that are not given have the very colour terms. Unlike load_library's they are not rounded to float16:
+    the model is then as exact in LSST as in the scene's own filters.
+    """
+    terms = np.array([response(band, BANDS)[0] for band in LSST])
+    stamps = [s if len(s) > len(BANDS) else np.concatenate([s, np.einsum("oc,cij->oij", terms, s)]) for s in stamps]
     groups = {n: torch.tensor(np.stack([s for s in stamps if s.shape[-1] == n])) for n in {s.shape[-1] for s in stamps}}
     groups = {n: groups[n] for n in sorted(groups)}
     scales = {n: group.amax((1, 2, 3)) / 1024 for n, group in groups.items()}
-    halves = {n: (group / scales[n].view(-1, 1, 1, 1)).half() for n, group in groups.items()}
+    scaled = {n: (group / scales[n].view(-1, 1, 1, 1)).float() for n, group in groups.items()}
     return Library(
-        tuple(bands),
+        (*BANDS, *LSST),
         PIXEL,
         PSF_FWHM,
-        halves,
+        scaled,
         {n: scale.float() for n, scale in scales.items()},
-        {n: (h.double() * scales[n].view(-1, 1, 1, 1)).sum((2, 3)).float() for n, h in halves.items()},
-        {n: torch.zeros(len(h), dtype=torch.bool) for n, h in halves.items()},
-        {n: torch.full((len(h),), 22.0) for n, h in halves.items()},
+        {n: group.sum((2, 3)).float() for n, group in groups.items()},
+        {n: torch.zeros(len(group), dtype=torch.bool) for n, group in groups.items()},
+        {n: torch.full((len(group),), 22.0) for n, group in groups.items()},
     )
 
 
@@ -59,8 +67,9 @@ def simulator(
     library: Library | None = None,
     size: int = 64,
     crowding: Crowding | None = None,
+    bands: Sequence[Band] = BANDS,
 ) -> Simulator:
     """A simulator on a torus of ``size`` scene pixels of 0.1 arcsec."""
     crowding = crowding or Crowding(empty=0.0, flux_scatter=0.0)
     grid = Grid.centred((size, size), 0.1)
-    return Simulator(library or gaussian_library(), grid, TARGET_FWHM, crowding, conditions, geometries)
+    return Simulator(library or gaussian_library(), bands, grid, TARGET_FWHM, crowding, conditions, geometries)

@@ -31,7 +31,8 @@ class Conditioning:
     posterior: the Gaussian posterior. maps: static features (B, 3C, H, W). scalars: (B, 2C).
     noise: (B, C, 1, 1), the posterior standard deviation of a pixel, nJy.
     gain: (B, C, H, W), how much wider the posterior is here than the stationary S says.
-    weight: (B, 1, H, W), 1 for pixels that some band sees, 0 where none does; 1 everywhere in a scene without data.
+    weight: (B, 1, H, W), 1 for pixels that some band sees, falling to 0 at the edge of what is seen; 1 everywhere in a
+    scene without data.
     """
 
     posterior: GaussianPosterior
@@ -43,8 +44,8 @@ class Conditioning:
 
     @property
     def scale(self) -> Tensor:
-        """What multiplies F: the gain; zero in the margin, where F is not trained and the Gaussian prior speaks."""
-        return self.gain * (self.weight > 0)
+        """What multiplies F: the gain, falling to zero in the margin, where the Gaussian prior speaks alone."""
+        return self.gain * self.weight
 
 
 class Denoiser(nn.Module, PyTorchModelHubMixin):

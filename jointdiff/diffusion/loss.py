@@ -1,4 +1,4 @@
-"""What the denoiser is trained on: ‖Lᵀ (x − D)‖² per element, where there are data."""
+"""What the denoiser is trained on: ‖Lᵀ (x − D)‖² per element."""
 
 from collections.abc import Sequence
 
@@ -26,9 +26,9 @@ FAINTEST = 0.1
 class DenoisingLoss(nn.Module):
     """The loss of one batch: a module, so that one wrapper synchronises its gradients.
 
-    The target of the network is (Lᵀ (x − μ)) / g, of unit scale. The margin, where nothing is known, does not count: a
-    bright source there would outweigh all that can be learnt. Weights are a function of the data alone, or of
-    frequency, so the minimum stays the conditional mean.
+    The target of the network is (Lᵀ (x − μ)) / g, of unit scale. The margin, where nothing is known, does not count:
+    a bright source there would outweigh all that can be learnt.
+    Weights are a function of the data alone, or of frequency, so the minimum stays the conditional mean.
     """
 
     def __init__(self, denoiser: Denoiser, levels: int):

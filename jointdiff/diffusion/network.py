@@ -16,11 +16,15 @@ UNSHUFFLE = 2
 """Scene pixels per network pixel along an axis: four times cheaper than full resolution."""
 
 
-class Convolution(nn.Conv2d):
-    """A periodic 3 x 3 convolution."""
+class Convolution(nn.Linear):
+    """A periodic 3 x 3 convolution; its weight (outputs, 9 inputs) is a matrix, as Muon takes them."""
 
     def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, 3, padding=1, padding_mode="circular")
+        super().__init__(9 * inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.weight.view(len(self.weight), -1, 3, 3)
+        return functional.conv2d(functional.pad(x, (1, 1, 1, 1), mode="circular"), kernel, self.bias)
 
 
 class Block(nn.Module):
@@ -80,6 +84,12 @@ class UNet(nn.Module):
         self.grow = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(Stage(width, embedding, blocks) for width in widths[:-1])
         self.exit = zeroed(Convolution(widths[0], outputs * cells))
+
+    @property
+    def matrices(self) -> list[nn.Parameter]:
+        """The weights of the convolutions in the blocks."""
+        blocks = [block for stage in (*self.down, *self.up) for block in stage.blocks]
+        return [layer.weight for block in blocks for layer in (block.first, block.second)]
 
     def forward(self, features: Tensor, scalars: Tensor) -> Tensor:
         embedding = self.embed(scalars)

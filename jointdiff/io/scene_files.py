@@ -1,6 +1,5 @@
-"""scene.yaml: the observations of one field, read from FITS files and written as them (METHOD section 9)."""
+"""scene.yaml: the observations of one field, read from FITS files and written as them (METHOD section 9, format 1)."""
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -12,13 +11,15 @@ import yaml
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from jointdiff.errors import InputError
+from jointdiff.errors import InputError, closest
 from jointdiff.io.atomic import atomic_path
 from jointdiff.io.fits import one_line, write_fits
 from jointdiff.io.observations import NOISE, Entry, place_on_sky, read_exposure
 from jointdiff.io.wcs import tangent_wcs
 from jointdiff.scene import Band, Grid, Observation
 from jointdiff.survey import BANDS, FILTERS
+
+FORMAT = 1
 
 _FIELD_KEYS = ("name", "reference", "observations")
 _ENTRY_KEYS = ("band", "image", *NOISE, "mask", "psf", "filter", "zeropoint")
@@ -104,8 +105,8 @@ def write_field(
     assert reference in [entry["band"] for entry in entries], f"no reference {reference}"
     path = folder / "scene.yaml"
     with atomic_path(path) as temporary:
-        text = yaml.safe_dump({"name": name, "reference": reference, "observations": entries}, sort_keys=False)
-        temporary.write_text(text, encoding="utf-8")
+        content = {"format": FORMAT, "name": name, "reference": reference, "observations": entries}
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -134,7 +135,10 @@ def _pixels(tensor) -> np.ndarray:
 def _read_yaml(path: Path) -> tuple[str, str, list[Entry]]:
     """Name, reference and entries of a scene file, checked in all but the images."""
     content = _load(path)
-    _check_keys(content, _FIELD_KEYS, _FIELD_KEYS, "scene", path)
+    form = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
+    if type(form) is not int or form != FORMAT:  # first: another format may well have other keys. True == 1
+        raise InputError(f"scene: format is {form!r}, this version reads {FORMAT} ({path})")
+    _check_keys(content, ("format", *_FIELD_KEYS), _FIELD_KEYS, "scene", path)
     name, reference, items = (content[key] for key in _FIELD_KEYS)
     if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise InputError(f"name: {name!r} cannot name a folder: use letters, digits and ._+-, in quotes ({path})")
@@ -145,8 +149,12 @@ def _read_yaml(path: Path) -> tuple[str, str, list[Entry]]:
     entries: list[Entry] = []
     for number, item in enumerate(items, 1):
         entry = _parse_entry(item, number, path)
-        if entry.band.name in [other.band.name for other in entries]:
-            raise InputError(f"{entry.band.name}: the band is given twice ({path})")
+        bands = [other.band.name for other in entries]
+        if entry.band.name in bands:
+            first = bands.index(entry.band.name) + 1
+            raise InputError(
+                f"{entry.band.name}: the band is given twice, in observations {first} and {number} ({path})"
+            )
         entries.append(entry)
     bands = [entry.band.name for entry in entries]
     if reference not in bands:
@@ -181,7 +189,7 @@ def _parse_entry(item, number: int, path: Path) -> Entry:
             raise InputError(f"{label}: {key} is {item[key]!r}, expected text ({path})")
     curve = item.get("filter", _DEFAULT_FILTERS.get(name, ""))
     if curve and curve not in FILTERS:
-        raise InputError(f"{label}: unknown filter {curve!r}{_closest(curve, FILTERS)} ({path})")
+        raise InputError(f"{label}: {_unknown('filter', curve, FILTERS)} ({path})")
     zeropoint = _zeropoint(item["zeropoint"], label, path) if "zeropoint" in item else None
     return Entry(Band(name, curve), item["image"], kinds[0], item[kinds[0]], item["psf"], item.get("mask"), zeropoint)
 
@@ -203,13 +211,11 @@ def _check_keys(content, valid: Sequence[str], required: Sequence[str], label: s
         raise InputError(f"{label}: expected keys {', '.join(required)}, found {type(content).__name__} ({path})")
     for key in content:
         if key not in valid:
-            raise InputError(f"{label}: unknown key {key!r}{_closest(str(key), valid)} ({path})")
+            raise InputError(f"{label}: {_unknown('key', str(key), valid)} ({path})")
     missing = [key for key in required if key not in content]
     if missing:
         raise InputError(f"{label}: missing {', '.join(missing)} ({path})")
 
 
-def _closest(word: str, valid: Iterable[str]) -> str:
-    """The valid word most like this one, as the rest of a sentence; all of them where none is like it."""
-    match = difflib.get_close_matches(word, list(valid), 1)
-    return f", did you mean {match[0]!r}?" if match else f", expected one of {', '.join(valid)}"
+def _unknown(kind: str, word: str, valid: Iterable[str]) -> str:
+    return f"unknown {kind} {word!r}, expected one of {', '.join(valid)}; did you mean {closest(word, valid)!r}?"

@@ -52,7 +52,8 @@ def reconstruct(
     """Sample the sharp sky of one field from its observations (B = 1).
 
     grid: pixels to reconstruct, by default those of VIS. seed, name: of the random numbers. evaluations: of the network
-    per sample, at least 3. Raises InputError for observations that do not suit the denoiser.
+    per sample, at least 3. Given a field's name and the grid of its reference, these are the samples of the reconstruct
+    command. Raises InputError for observations that do not suit the denoiser.
     """
     if num_samples < 1 or evaluations < 3:
         raise InputError(f"num_samples is {num_samples} and evaluations {evaluations}: expected at least 1 and 3")

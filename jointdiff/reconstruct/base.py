@@ -6,6 +6,7 @@ A Reconstructor works on a periodic grid, as simulated scenes are; field.py brin
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class Reconstructor(ABC):
     """A method: posterior samples of a sky given its observations.
 
     denoiser: holds what all methods share: the bands, the pixel scale, the target PSF and Γ.
-    method, mode, evaluations: for the provenance; None where a method has no such thing.
+    method, mode, evaluations: of the network per sample; None where a method has no such thing.
     """
 
     method: str
@@ -60,25 +61,14 @@ class Reconstructor(ABC):
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser
 
+    def provenance(self, seed: int, checkpoint: str) -> dict[str, object]:
+        """What a product says of its making (io.products.PROVENANCE). checkpoint: sha256 of the weights."""
+        made: dict[str, object] = {"version": version("jointdiff"), "seed": seed, "checkpoint": checkpoint}
+        return made | {"method": self.method, "mode": self.mode, "evaluations": self.evaluations}
+
     @abstractmethod
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
         """``count`` samples of one sky (B = 1) that is periodic on the grid."""
-
-
-def sample_batch(
-    reconstructor: Reconstructor,
-    observations: Sequence[Observation],
-    grid: Grid,
-    names: Sequence[str],
-    count: int,
-    seed: int,
-) -> Draws:
-    """Samples (B, S, C, H, W) and means (B, C, H, W) of a batch of B named skies, each periodic on the grid."""
-    draws = [
-        reconstructor.sample(scene, grid, count, NoiseStream(seed, name))
-        for scene, name in zip(single_scenes(observations), names, strict=True)
-    ]
-    return Draws(torch.stack([d.samples for d in draws]), torch.stack([d.mean for d in draws]))
 
 
 def single_scenes(observations: Sequence[Observation]) -> Iterator[list[Observation]]:

@@ -7,6 +7,7 @@ import os
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
+
+Precision = Literal["auto", "no", "bf16"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -37,10 +40,22 @@ def save_denoiser(denoiser: Denoiser, folder: str | Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_denoiser(folder: str | Path) -> Denoiser:
-    """The denoiser of a checkpoint folder, on the CPU.
+def network_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type that the network computes in, None for float32; auto is bf16 where the device is fast at it."""
+    if precision == "auto":
+        fast = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+        precision = "bf16" if fast else "no"
+    return torch.bfloat16 if precision == "bf16" else None
 
-    Raises InputError for a file that is missing, truncated, of another network, or whose weights are not finite.
+
+def load_denoiser(
+    folder: str | Path, device: str | torch.device | None = None, precision: Precision = "auto"
+) -> Denoiser:
+    """The denoiser of a checkpoint folder, as the command line samples and scores it.
+
+    device: None takes the GPU where there is one. precision: of the network alone, "no" for float32; chosen for the
+    device, so load again for another. Raises InputError for a file that is missing, truncated, of another network, or
+    whose weights are not finite.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -52,7 +67,8 @@ def load_denoiser(folder: str | Path) -> Denoiser:
     try:
         weights = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint: {_first_line(error)}; {file.stat().st_size} bytes found ({file})") from error
+        told = f"truncated, or no safetensors: {_first_line(error)}; {file.stat().st_size} bytes found"
+        raise InputError(f"checkpoint: {told} ({file})") from error
     expected = denoiser.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         wanted, found = (tuple(d[name].shape) if name in d else "none" for d in (expected, weights))
@@ -61,7 +77,9 @@ def load_denoiser(folder: str | Path) -> Denoiser:
         if not torch.isfinite(weights[name]).all():
             raise InputError(f"checkpoint: {name} is not finite ({file})")
     denoiser.load_state_dict(weights)
-    return denoiser.eval()
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    denoiser.network_dtype = network_dtype(precision, device)
+    return denoiser.to(device).eval()
 
 
 def fingerprint(folder: str | Path) -> str:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
-from jointdiff.forward import with_aliasing_floor
-from jointdiff.reconstruct.noise import CORRELATED, noise_correlation, with_colour_floor
+from jointdiff.forward import with_floors
+from jointdiff.reconstruct.noise import CORRELATED, noise_correlation
 from jointdiff.scene import Frame, Grid, Observation
 
 MARGIN = 2.0
@@ -95,8 +95,7 @@ def pad_field(
             continue
         if _is_correlated(cut, label, place):
             correlated.append(label)
-        floored = with_colour_floor(with_aliasing_floor(cut), denoiser.bands)
-        kept.append(floored.to(weights.device, weights.dtype))
+        kept.append(with_floors(cut, denoiser.bands).to(weights.device, weights.dtype))
     if not kept:
         raise InputError(f"no observed pixel lies in the field of {core.shape[0]} × {core.shape[1]} pixels")
     reference = next((o.band.name for o in observations if o.frame.grid == core), "grid")

@@ -1,14 +1,9 @@
-"""What real pixels add to the noise that their variance states: colour terms that scatter, and correlation."""
-
-from collections.abc import Sequence
-from dataclasses import replace
+"""What the stated variance of real pixels does not say: whether their noise is correlated."""
 
 import numpy as np
 from scipy.ndimage import uniform_filter
-from torch.nn.functional import avg_pool2d
 
-from jointdiff.forward import response
-from jointdiff.scene import Band, Observation
+from jointdiff.scene import Observation
 
 CORRELATED = 0.2
 """Correlation of neighbouring pixels above which noise does not count as white."""
@@ -21,22 +16,6 @@ _FAINT = 0.8
 _LEAST = 0.1
 """Share of the observed pixels below which the sky left is too little to judge, or full of wings."""
 _ROUNDS = 6
-
-
-def with_colour_floor(observation: Observation, bands: Sequence[Band]) -> Observation:
-    """An observation through another filter than the scene band's, its variance with the scatter of the colour term.
-
-    Adds (scatter × the mean of the 3 × 3 pixels around)² (METHOD section 4), a function of the data alone; the mean
-    keeps a pixel's own noise from setting its weight. Observations through the scene's filters stay as they are.
-    """
-    scatter = response(observation.band, bands)[1]
-    if scatter == 0:
-        return observation
-    ivar = observation.ivar
-    good = (ivar > 0).to(ivar).unsqueeze(1)
-    total, seen = (avg_pool2d(a, 3, stride=1, padding=1) for a in (good * observation.image.unsqueeze(1), good))
-    mean = (total / seen.clamp(min=1 / 9)).squeeze(1)
-    return replace(observation, ivar=ivar / (1 + ivar * (scatter * mean).square()))
 
 
 def noise_correlation(observation: Observation) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jointdiff.forward import gaussian_transfer
-from jointdiff.scene import Grid, pair_of_pairs
+from jointdiff.scene import Band, Grid, pair_of_pairs
 from jointdiff.simulate.library import Library
 
 
@@ -42,17 +42,21 @@ def sky_grid(scene: Grid, library_scale: float) -> Grid:
     return Grid((scene.shape[0] * ratio, scene.shape[1] * ratio), matrix, scene.origin)
 
 
-def compose(library: Library, grid: Grid, crowding: Crowding, batch: int, generator: torch.Generator) -> Tensor:
-    """Skies (B, C, H, W) in nJy per fine pixel, at the library's PSF.
+def compose(
+    library: Library, bands: Sequence[Band], grid: Grid, crowding: Crowding, batch: int, generator: torch.Generator
+) -> Tensor:
+    """Skies (B, C, H, W) in nJy per fine pixel, at the library's PSF, in C of the library's bands.
 
-    generator: on the CPU, so that a scene is the same on every device.
+    generator: on the CPU, so that a scene is the same on every device; the bands change no source and no place.
     """
     sizes, stars = list(library.scales), torch.cat([library.is_star[n].cpu() for n in library.scales])
     device = library.stamps[sizes[0]].device
     margin = max(sizes)
-    canvas = torch.zeros(batch, len(library.bands), grid.shape[0] + margin, grid.shape[1] + margin, device=device)
+    channels = torch.tensor([library.bands.index(band) for band in bands], device=device)
+    skies = torch.empty(batch, len(bands), *grid.shape, device=device)
     starts = torch.tensor([0] + [len(library.scales[n]) for n in sizes]).cumsum(0)
-    for scene in range(batch):
+    for sky in skies:
+        canvas = torch.zeros(len(bands), grid.shape[0] + margin, grid.shape[1] + margin, device=device)
         positions = _positions(grid, crowding, generator)
         chosen = torch.randint(len(stars), (len(positions),), generator=generator)
         gains = 10 ** (crowding.flux_scatter * torch.randn(len(positions), generator=generator))
@@ -62,10 +66,11 @@ def compose(library: Library, grid: Grid, crowding: Crowding, batch: int, genera
         ):
             group = int(torch.searchsorted(starts, source, right=True)) - 1
             size, index = sizes[group], source - int(starts[group])
-            stamp = _turned(library.stamps[size][index].float(), turn) * (gain * library.scales[size][index])
+            stamp = _turned(library.stamps[size][index][channels].float(), turn) * (gain * library.scales[size][index])
             row, column = ((p - size // 2) % extent for p, extent in zip(position, grid.shape, strict=True))
-            canvas[scene, :, row : row + size, column : column + size] += stamp
-    return _wrapped(canvas, grid.shape)
+            canvas[:, row : row + size, column : column + size] += stamp
+        sky.copy_(_wrapped(canvas, grid.shape))
+    return skies
 
 
 def _positions(grid: Grid, crowding: Crowding, generator: torch.Generator) -> list[tuple[int, int]]:

@@ -245,7 +245,10 @@ def _channels(folder: Path, index: dict, bands: Sequence[Band] | None) -> tuple[
     for band in bands:
         if band not in held:
             names = ", ".join(f"{b.name} ({b.filter})" for b in held)
-            raise InputError(f"{folder}: no band {band.name} ({band.filter}): the library has {names}")
+            raise InputError(
+                f"{folder}: no band {band.name} ({band.filter}): the library has {names}: "
+                "use another folder, or remove this one"
+            )
     return tuple(bands), [held.index(band) for band in bands]
 
 

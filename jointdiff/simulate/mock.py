@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jointdiff.forward import with_aliasing_floor
-from jointdiff.scene import Grid, Observation
+from jointdiff.forward import with_floors
+from jointdiff.scene import Band, Grid, Observation
 from jointdiff.seeds import seed_of
 from jointdiff.simulate.compose import Crowding, compose, scene_of, sky_grid
 from jointdiff.simulate.library import Library
@@ -25,45 +25,50 @@ class Mock:
 class Simulator:
     """Draws mocks on the scene's torus, each a function of its key alone.
 
-    library: on the device that draws. geometries: names of GEOMETRIES; one serves a whole batch.
+    library: on the device that draws, in the scene's bands and in those that the geometries see. geometries: names of
+    GEOMETRIES; one serves a whole batch.
     """
 
     def __init__(
         self,
         library: Library,
+        bands: Sequence[Band],
         grid: Grid,
         target_fwhm: float,
         crowding: Crowding,
         conditions: Conditions,
         geometries: Sequence[str],
     ):
-        self.library, self.grid, self.target_fwhm = library, grid, target_fwhm
+        self.library, self.bands, self.grid, self.target_fwhm = library, tuple(bands), grid, target_fwhm
         self.crowding, self.geometries = crowding, tuple(geometries)
         self.device = next(iter(library.stamps.values())).device
         self._sky = sky_grid(grid, library.pixel_scale)
-        self._telescope = Telescope(grid, self._sky, library.psf_fwhm, library.bands, conditions)
+        self._telescope = Telescope(grid, self._sky, library.psf_fwhm, bands, conditions)
 
-    def skies(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Composed skies (B, C, ·, ·) on the fine grid. generator: on the CPU."""
-        return compose(self.library, self._sky, self.crowding, batch, generator)
+    def skies(self, batch: int, generator: torch.Generator, bands: Sequence[Band] | None = None) -> Tensor:
+        """Composed skies (B, C, ·, ·) on the fine grid, in the scene's bands or those given. generator: on the CPU."""
+        return compose(self.library, bands or self.bands, self._sky, self.crowding, batch, generator)
 
     def scenes(self, skies: Tensor) -> Tensor:
         """The true scenes (B, C, H, W) of skies."""
         return scene_of(skies, self._sky, self.library.psf_fwhm, self.grid, self.target_fwhm)
 
     def draw(self, batch: int, seed: int) -> Mock:
-        """Mocks as every method takes them, with the VIS variance that admits aliasing."""
+        """Mocks as every method takes them: with the variance of all that the forward model leaves out."""
         mock = self.expose(batch, seed)
-        return replace(mock, observations=[with_aliasing_floor(o) for o in mock.observations])
+        return replace(mock, observations=[with_floors(o, self.bands) for o in mock.observations])
 
     def expose(self, batch: int, seed: int) -> Mock:
         """Mocks as an archive serves them: the same for the same seed, on one kind of device."""
         composer = torch.Generator().manual_seed(seed_of("compose", seed))
-        geometry = self.geometries[int(torch.randint(len(self.geometries), (), generator=composer))]
-        skies = self.skies(batch, composer)
+        geometry = GEOMETRIES[self.geometries[int(torch.randint(len(self.geometries), (), generator=composer))]]
+        seen = [geometry.seen(band) for band in self.bands]
+        composed = list(dict.fromkeys([*self.bands, *seen]))  # filters of the scene's own are not composed twice
+        skies = self.skies(batch, composer, composed)
         observer = torch.Generator(self.device).manual_seed(seed_of("observe", seed))
-        observations = self._telescope.observe(skies, GEOMETRIES[geometry], observer)
-        return Mock(self.scenes(skies), observations)
+        through = skies[:, [composed.index(band) for band in seen]]
+        observations = self._telescope.observe(through, geometry, observer)
+        return Mock(self.scenes(skies[:, : len(self.bands)]), observations)
 
 
 def complete(conditions: Conditions) -> Conditions:

@@ -20,10 +20,14 @@ VIS_JITTER_FWHM = 0.13
 
 @dataclass(frozen=True)
 class Geometry:
-    """The pixel grid of the ground bands of a batch, and the survey that gives their depth and seeing."""
+    """The pixel scale (arcsec) of the ground bands of a batch, and the survey: their filters, depth and seeing."""
 
     survey: str
     pixel_scale: float
+
+    def seen(self, band: Band) -> Band:
+        """A scene's band as it is observed: through the survey's own filter of that name; VIS as it is."""
+        return band if band.name == "VIS" else Band(band.name, f"{self.survey}-{band.name}")
 
 
 GEOMETRIES = {
@@ -63,7 +67,8 @@ def observed_grid(scene: Grid, pixel_scale: float) -> Grid:
 class Telescope:
     """Observes skies of one torus: VIS and the ground bands of one geometry.
 
-    sky: the fine grid, with the library's PSF of psf_fwhm arcsec. generator: on the skies' device.
+    bands: of the scene; a geometry sees them through filters of its own. sky: the fine grid, with the library's PSF of
+    psf_fwhm arcsec. generator: on the skies' device.
     """
 
     def __init__(self, scene: Grid, sky: Grid, psf_fwhm: float, bands: Sequence[Band], conditions: Conditions):
@@ -71,11 +76,14 @@ class Telescope:
         self._library_transfer = gaussian_transfer(sky, psf_fwhm)
 
     def observe(self, sky: Tensor, geometry: Geometry, generator: torch.Generator) -> list[Observation]:
-        """One observation per band of skies (B, C, H, W); a band dropped in a scene has no inverse variance."""
+        """One observation per band of skies (B, C, H, W), whose channels are the bands as the geometry sees them.
+
+        A band dropped in a scene has no inverse variance.
+        """
         spectrum = torch.fft.rfft2(sky) / torch.as_tensor(self._library_transfer).to(sky)
         kept, core = self._kept(len(sky), generator), self._core(len(sky), generator)
         observations = []
-        for index, band in enumerate(self.bands):
+        for index, band in enumerate(map(geometry.seen, self.bands)):
             space = band.name == "VIS"
             depth = load_survey("euclid" if space else geometry.survey).depths[band.name]
             grid = observed_grid(self.scene, self.scene.scale if space else geometry.pixel_scale)

@@ -229,7 +229,17 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         cli.main(["train"])
 
 
-@pytest.mark.parametrize("name", ["cpu", "multi_gpu", "multi_node"])
+def test_the_launcher_adds_nothing_to_a_mistake(repository):
+    """README's command: neither accelerate's warning of defaults above our line, nor its traceback below."""
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
+    launch = [*launcher, "--config_file", "configs/accelerate/single.yaml", "scripts/train.py"]
+    done = subprocess.run([*launch, "--training.stepz", "3"], capture_output=True, text=True, cwd=repository)
+    assert done.stdout == ""
+    assert done.stderr == "jointdiff: command line: unknown option --training.stepz; did you mean --training.steps?\n"
+    assert done.returncode == 1  # of accelerate, whatever ours was
+
+
+@pytest.mark.parametrize("name", ["single", "cpu", "multi_gpu", "multi_node"])
 def test_accelerate_reads_its_configs(name, repository):
     from accelerate.commands.config.config_args import load_config_from_file
 

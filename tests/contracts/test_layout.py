@@ -151,3 +151,8 @@ def test_scripts_are_thin():
     assert {path.stem for path in scripts} == {"simulate", "train", "reconstruct", "evaluate"}
     lengths = {path.name: len(path.read_text().splitlines()) for path in scripts}
     assert max(lengths.values()) <= MAX_SCRIPT_LINES, lengths
+
+
+def test_tests_are_small():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (PACKAGE.parent / "tests").rglob("*.py")}
+    assert max(lengths.values()) < MAX_FILE_LINES, lengths

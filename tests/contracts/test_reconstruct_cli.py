@@ -16,6 +16,7 @@ from jointdiff.errors import InputError
 from jointdiff.io.products import read_catalog, read_reconstruction, write_truth
 from jointdiff.io.scene_files import read_field
 from jointdiff.reconstruct import checkpoint
+from jointdiff.reconstruct.api import reconstruct
 from jointdiff.reconstruct.checkpoint import checkpoint_folder, fingerprint, load_denoiser, save_denoiser
 from jointdiff.scene import Band
 from tests.denoisers import DEMO_BANDS, untrained
@@ -95,6 +96,22 @@ def test_a_field_does_not_depend_on_its_companions(scene, model, tmp_path):
     assert cli.main(command(scene, model, tmp_path / "alone")) == 0
     both, alone = (read_reconstruction(tmp_path / n / "good" / "reconstruction.fits") for n in ("both", "alone"))
     np.testing.assert_array_equal(both.samples, alone.samples)
+
+
+def test_both_doors_lead_to_the_same_samples(scene, tmp_path):
+    """The command and the library: one device, precision and random numbers; with a network that says something."""
+    save_denoiser(untrained(BANDS, seed=4), tmp_path / "model")
+    assert cli.main(command(scene, tmp_path / "model", tmp_path / "out", "--seed", "5")) == 0
+    told = read_reconstruction(tmp_path / "out" / "good" / "reconstruction.fits").samples
+    field, denoiser = read_field(scene), load_denoiser(tmp_path / "model")
+    sky = reconstruct(field.observations, denoiser, 3, seed=5, name=field.name, grid=field.grid, evaluations=4)
+    np.testing.assert_array_equal(sky.samples.cpu().numpy(), told)
+
+
+def test_the_precision_may_be_chosen(model):
+    dtypes = [load_denoiser(model, "cpu", precision).network_dtype for precision in ("no", "bf16")]
+    assert dtypes == [None, torch.bfloat16]
+    assert load_denoiser(model, "cpu").network_dtype in dtypes
 
 
 def test_a_bright_source_is_found_where_it_is(scene, model, tmp_path):

@@ -1,36 +1,22 @@
-"""What a run folder promises, and every way to break one: one line and status 2, or the training's own invariants."""
+"""What a run folder promises, and every way to break that promise: one line and status 2."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState
 
 from jointdiff import build, cli, config
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.diffusion.loss import DenoisingLoss
 from jointdiff.errors import InputError
-from jointdiff.seeds import seed_of
-from jointdiff.settings import Config, NetworkConfig, SceneConfig, TrainingConfig
-from jointdiff.training import Trainer, learning_rate, resume_states
-from tests.denoisers import DEMO_BANDS, untrained
-from tests.mocks import simulator
+from jointdiff.io.scene_files import read_field
+from jointdiff.settings import Config, NetworkConfig, SceneConfig
+from tests.denoisers import DEMO_BANDS
 from tests.runs import TINY, make_library, new_run, tiny_config
 
-SETTINGS = TrainingConfig(steps=6, batch_size=2, warmup_steps=2, checkpoint_every=2, validate_every=3, log_every=1)
-
-
-@pytest.fixture(autouse=True)
-def untouched():
-    """Accelerate's state and the number of threads belong to the process: each test leaves them as they were."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("own_process")
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +85,9 @@ def test_another_configuration_is_refused(run, refuse, options, told):
     [
         (
             ["--bands", "[VIS,g,u]", "--filters.u", "cfht-u", "--scene.geometries", "[lsst]"],
-            "bands is ['VIS', 'g', 'u'], expected some of VIS, g, r, i, z, y as in ",
+            "library: no band u (cfht-u): the library has VIS (VIS), g (hsc-g), ",
         ),
-        (["--filters.g", "lsst-g"], "filters.g is lsst-g, expected hsc-g as in "),
+        (["--filters.g", "cfht-r"], "library: no band g (cfht-r): the library has VIS (VIS), g (hsc-g), "),
         (["--library.magnitudes", "[20,25]"], "library.magnitudes is [20.0, 25.0], expected [19.0, 26.5] as in "),
         (["--library.stamp_sizes", "[32]"], "library.stamp_sizes is [32], expected [32, 64] as in "),
         (["--library.star_fraction", "0.2"], "library.star_fraction is 0.2, expected 0.08 as in "),
@@ -188,6 +174,20 @@ def test_fewer_bands_than_the_librarys_will_do(run):
     torch.testing.assert_close(some.truth, every.truth[:, [3, 0]])
 
 
+def test_a_library_without_the_surveys_filters_is_refused(tmp_path, refuse):
+    """Drawn for HSC alone, wanted for LSST too."""
+    run = tmp_path / "run"
+    config.simulate(tiny_config(run, "--scene.geometries", "[hsc]"))
+    assert "library: no band g (lsst-g): the library has VIS (VIS), g (hsc-g), " in refuse(run)
+    assert len(build.simulator(tiny_config(run), "train", geometries=("mer",)).draw(1, 0).observations) == 6
+
+
+def test_ready_scenes_name_the_filters_that_saw_them(simulated):
+    for geometry, family in (("lsst", "lsst"), ("hsc", "hsc"), ("mer", "hsc")):
+        field = read_field(simulated / "scenes" / geometry / "scene.yaml")
+        assert [o.band.filter for o in field.observations] == ["VIS", *(f"{family}-{band}" for band in "grizy")]
+
+
 def test_a_truncated_shard_is_named(run, refuse):
     path = run / "library" / "shard_00001.safetensors"
     whole = path.read_bytes()
@@ -241,67 +241,6 @@ def test_evaluation_of_an_untrained_run_is_refused(run, refuse):
     assert str(run / "model") in refuse(run, command="evaluate")
 
 
-# The trainer itself, in this process.
-
-
-def trainer_of(folder: Path, settings: TrainingConfig = SETTINGS, denoiser: Denoiser | None = None) -> Trainer:
-    source = simulator(("lsst",), size=16)
-    return Trainer(Accelerator(cpu=True), denoiser or untrained(), source, settings, folder)
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.average.denoiser.state_dict().items()}
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A run that took all of its six steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    trainer_of(folder).run(0)
-    return folder
-
-
-@pytest.fixture
-def states(trained, tmp_path) -> Path:
-    """A copy of its folder."""
-    return Path(shutil.copytree(trained, tmp_path / "copy"))
-
-
-def test_the_last_states_are_kept(trained):
-    assert [path.name for path in resume_states(trained)] == ["step_00000004", "step_00000006"]
-    assert sorted(path.name for path in (trained / "model").iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_going_back_to_a_state_and_on_again(trained, states):
-    """Another trainer, without the last state: the same weights in the end."""
-    shutil.rmtree(states / "checkpoints" / "step_00000006")
-    trainer = trainer_of(states)
-    trainer.resume()
-    assert trainer.progress.step == 4
-    trainer.run(0)
-    model = Path("model") / "model.safetensors"
-    assert (states / model).read_bytes() == (trained / model).read_bytes()
-
-
-def test_another_seed_is_another_run(trained, tmp_path):
-    trainer_of(tmp_path).run(1)
-    model = Path("model") / "model.safetensors"
-    assert (tmp_path / model).read_bytes() != (trained / model).read_bytes()
-
-
-def test_a_lost_model_is_written_again(trained, states):
-    shutil.rmtree(states / "model")
-    trainer = trainer_of(states)
-    trainer.resume()
-    trainer.run(0)
-    model = Path("model") / "model.safetensors"
-    assert (states / model).read_bytes() == (trained / model).read_bytes()
-
-
 def test_a_launcher_cannot_change_the_precision(run, monkeypatch):
     """Accelerate's autocast would reach the Gaussian algebra: only the network's precision is a setting."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -320,107 +259,3 @@ def test_a_launcher_cannot_change_the_precision(run, monkeypatch):
     config.train(tiny_config(run, "--training.steps", "2", "--training.warmup_steps", "1"))
     assert seen == [False] * 4
     assert AcceleratorState().mixed_precision == "no"
-
-
-def test_nothing_to_resume(tmp_path):
-    with pytest.raises(InputError, match="no checkpoint in "):
-        trainer_of(tmp_path).resume()
-
-
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"]
-)
-@pytest.mark.parametrize("broken", ["missing", "empty", "cut", "junk"])
-def test_a_broken_state_is_named(states, name, broken):
-    path = states / "checkpoints" / "step_00000006" / name
-    whole = path.read_bytes()
-    path.unlink()
-    if broken != "missing":
-        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "junk": b"\x93" * len(whole)}[broken])
-    with pytest.raises(InputError) as error:
-        trainer_of(states).resume()
-    message = str(error.value)
-    assert "step_00000006" in message
-    assert "remove it to go on from step_00000004" in message
-    assert "\n" not in message
-
-
-def test_a_save_that_breaks_off_leaves_the_last_state(states, monkeypatch):
-    """As by a kill: what was half written is never taken for a state, and is cleared away by the next."""
-    trainer = trainer_of(states, replace(SETTINGS, steps=10))
-    trainer.resume()
-    save_state = trainer.accelerator.save_state
-
-    def break_off(folder, **options):
-        save_state(folder, **options)
-        (Path(folder) / "optimizer.bin").write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer.accelerator, "save_state", break_off)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run(0)
-    assert [path.name for path in resume_states(states)] == ["step_00000004", "step_00000006"]
-    assert (states / "checkpoints" / ".step_00000008").is_dir()
-    again = trainer_of(states, replace(SETTINGS, steps=10))
-    again.resume()
-    assert again.progress.step == 6
-    again.run(0)
-    assert sorted(p.name for p in (states / "checkpoints").iterdir()) == ["step_00000008", "step_00000010"]
-
-
-def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
-    denoiser = untrained()
-    denoiser.network.exit.bias.data.fill_(torch.nan)
-    trainer = trainer_of(tmp_path, denoiser=denoiser)
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
-        trainer.run(0)
-    assert not resume_states(tmp_path)
-    assert not (tmp_path / "model").exists()
-
-
-def test_every_process_and_step_has_its_own_numbers():
-    keys = {
-        seed_of("step", seed, rank, images) for seed in range(3) for rank in range(4) for images in range(0, 400, 8)
-    }
-    assert len(keys) == 3 * 4 * 50
-    assert all(0 <= number < 2**63 for number in keys)
-    assert seed_of("step", 0, 1, 8) == seed_of("step", 0, 1, 8)
-
-
-def test_processes_draw_mocks_of_their_own(tmp_path, monkeypatch):
-    """No two ranks, and no two steps, ever learn from the same mock."""
-    truths = []
-    for rank in (0, 1):
-        trainer = trainer_of(tmp_path / str(rank), replace(SETTINGS, steps=3))
-        monkeypatch.setattr(type(trainer.accelerator), "process_index", rank)
-        draw = trainer.simulator.draw
-
-        def watched(batch, seed, draw=draw):
-            mock = draw(batch, seed)
-            truths.append(mock.truth)
-            return mock
-
-        trainer.simulator.draw = watched
-        trainer.run(0)
-    assert len(truths) == 6
-    assert all(not torch.equal(a, b) for i, a in enumerate(truths) for b in truths[:i])
-
-
-def test_validation_comes_when_it_is_due(tmp_path):
-    """On the averaged weights, and without a trace in the training."""
-    seen, plain = [], trainer_of(tmp_path / "plain")
-    trainer = trainer_of(tmp_path / "validated")
-    trainer.run(0, lambda denoiser, step: seen.append((denoiser is trainer.average.denoiser, step, torch.rand(3))))
-    assert [(average, step) for average, step, _ in seen] == [(True, 3), (True, 6)]
-    plain.run(0)
-    assert equal(weights(plain), weights(trainer))
-
-
-def test_the_learning_rate_rises_stays_and_falls():
-    settings = TrainingConfig(steps=100, warmup_steps=10, decay=0.4, learning_rate=1e-3)
-    rates = [learning_rate(step, settings) for step in range(100)]
-    assert rates[0] == pytest.approx(1e-4)
-    assert rates[9:61] == pytest.approx([1e-3] * 52)
-    assert rates[80] == pytest.approx(5e-4)
-    assert rates[99] == pytest.approx(1e-3 / 40)
-    assert learning_rate(100, settings) == 0

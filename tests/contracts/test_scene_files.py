@@ -209,7 +209,9 @@ def test_written_files_carry_units_and_world_coordinates(tmp_path):
         assert [hdu.name for hdu in hdus] == ["PRIMARY", "WEIGHT", "PSF"]
         assert hdus[0].header["BUNIT"] == "nJy"
         assert hdus["PSF"].header["PIXSCALE"] == pytest.approx(0.168, rel=1e-12)
-    assert yaml.safe_load(path.read_text())["observations"][0]["band"] == "y"  # not YAML 1.1's yes
+    content = yaml.safe_load(path.read_text())
+    assert content["observations"][0]["band"] == "y"  # not YAML 1.1's yes
+    assert content["format"] == 1
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 

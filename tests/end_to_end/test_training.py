@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.table import Table
 from safetensors import safe_open
 
 from jointdiff import cli
-from jointdiff.reconstruct.checkpoint import load_denoiser
+from jointdiff.io.products import read_catalog
+from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
 from tests.runs import TINY, finish, kill_after, make_library, new_run, pictures, scalars, start
 
 STEPS = 8
@@ -116,7 +116,9 @@ def test_tensorboard_says_how_it_went(runs):
 
 def test_each_validation_leaves_its_catalog(runs):
     folder = runs[0] / "validation" / "step_00000008"
-    assert len(Table.read(folder / "catalog.fits")) >= 1
+    catalog = read_catalog(folder / "catalog.fits")
+    assert len(catalog) >= 1
+    assert catalog.meta["CKPTSHA"] == fingerprint(runs[0] / "model"), "the last validation is of the model that is left"
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"cut"}
     for part in (folder, folder / "cut"):
         assert {path.suffix for path in part.iterdir() if path.is_file()} == {".fits", ".png"}

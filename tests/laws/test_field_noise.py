@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from jointdiff.forward import with_colour_floor
 from jointdiff.reconstruct.field import pad_field
-from jointdiff.reconstruct.noise import CORRELATED, noise_correlation, with_colour_floor
+from jointdiff.reconstruct.noise import CORRELATED, noise_correlation
 from jointdiff.scene import Band, Frame, Grid, Observation
 from jointdiff.sed import colour_terms
 from jointdiff.simulate.mock import complete

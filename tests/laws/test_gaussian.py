@@ -17,7 +17,7 @@ from jointdiff.gaussian import (
     fit_prior,
     spectrum,
 )
-from jointdiff.scene import Grid
+from jointdiff.scene import Band, Grid
 from tests.observing import BANDS, geometries, observe
 
 GRID = Grid.centred((8, 10), 0.1)
@@ -30,11 +30,11 @@ def prior() -> GaussianPrior:
     return GaussianPrior(k, torch.exp(-k / 1.5)[:, None, None] * (mixing @ mixing.T))
 
 
-def posterior_of(names=("same", "lsst", "lsst"), ivar=4.0, rough=0.3, **options):
+def posterior_of(names=("same", "lsst", "lsst"), ivar=4.0, rough=0.3, bands=BANDS, **options):
     generator = torch.Generator().manual_seed(0)
     observations = [
         observe(b, geometries(GRID)[n], generator, size=7, ivar=ivar, rough=rough)
-        for b, n in zip(BANDS, names, strict=True)
+        for b, n in zip(bands, names, strict=True)
     ]
     model = ForwardModel(GRID, BANDS, 0.2, observations)
     return (
@@ -182,3 +182,37 @@ def test_conjugate_gradient_stops_at_the_tolerance():
     x = conjugate_gradient(operator, lambda r: r, rhs, torch.zeros_like(rhs), tolerance=1e-3, steps=200)
     assert np.sqrt(float((rhs - diagonal * x).square().sum(1).max()) / 50) <= 1e-3
     assert len(calls) < 40
+
+
+def test_coverage_is_the_own_precision_of_each_band():
+    """Σ_o c_ob² T_oᵀ N⁻¹ T_o 1, against the dense matrices of each band alone, though filters see other bands too."""
+    bands = (BANDS[0], Band("g", "lsst-g"), Band("i", "lsst-i"))
+    posterior, model, observations = posterior_of(bands=bands)
+    assert any(len(c.nonzero()) > 1 for c in model.responses)  # a colour term
+    for scene in (0, 1):
+        transfer, weight, _, _ = _dense(model, observations, scene)
+        size, start = GRID.shape[0] * GRID.shape[1], 0
+        own = torch.zeros(3, size, dtype=torch.float64)
+        for o in observations:
+            rows = slice(start, start := start + o.image[scene].numel())
+            for band in range(3):
+                part = transfer[rows, band * size : (band + 1) * size]
+                own[band] += part.T @ (weight[rows] * (part @ torch.ones(size, dtype=torch.float64)))
+        mean = own.mean(1, keepdim=True)
+        torch.testing.assert_close(posterior.coverage[scene].flatten(1), own / mean)
+
+
+def test_modes_of_a_deep_band_beside_one_that_was_not_observed():
+    """Eigenvalues that span 1e8, beyond float32, are those of the precision: to some roundings of s and U, 6e-8."""
+    _, _, observations = posterior_of()
+    observations = [o.to("cpu", torch.float32) for o in observations[:2]]
+    model = ForwardModel(GRID, BANDS, 0.2, observations)
+    gamma, amplitude = prior().on(GRID).float(), torch.tensor([1e3, 1e4])
+    posterior = GaussianPosterior(model, observations, gamma, amplitude)
+    s, vectors = posterior.modes
+    found = (vectors.double() * s.double().square().unsqueeze(-2)) @ vectors.double().mT
+    expected = torch.linalg.inv(posterior.precision.double())
+    sd = expected.diagonal(dim1=-2, dim2=-1).sqrt()
+    error = (found - expected).abs() / (sd.unsqueeze(-1) * sd.unsqueeze(-2))
+    assert (s.amax() / s.amin()).square() > 1e8
+    assert error.max() < 1e-6

