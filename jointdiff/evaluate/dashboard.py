@@ -60,19 +60,15 @@ _CHARTS = (
     ("calibration", "crps", "CRPS of fluxes, nJy"),
     ("image", "image_error_typical", "Image error"),
 )
-_MARKS = "●■▲◆"
-"""What TensorBoard draws at the last point of the lines of a chart, in order; their colour is the run's."""
-
 _MARGINS = (("calibration", "crps_relative_ratio", "CRPS over the Wiener filter's, with its 95 % interval"),)
 
 
 def lay_out(writer, prefixes: Mapping[str, str], bands: Sequence[str], methods: Sequence[str]) -> None:
     """Custom Scalars: one chart per band, all methods in it. prefixes: title → what the tags of a suite begin with."""
     layout: dict[str, dict[str, list]] = {}
-    legend = ", ".join(f"{mark} {method}" for mark, method in zip(_MARKS, methods, strict=False))
     for title, prefix in prefixes.items():
         for section, key, text in _CHARTS:
-            layout[f"{text} ({title}: {legend})"] = {
+            layout[f"{text} ({title})"] = {
                 band: ["Multiline", [f"^{prefix}{section}/{key}/{band}/{method}$" for method in methods]]
                 for band in bands
             }
