@@ -23,6 +23,9 @@ from jointdiff.scene import Band, Grid, Observation
 FIELDS = 7
 """Feature maps per band that the network sees."""
 
+LARGEST_NOISE = 8.0
+"""Deviations beyond which the network does not follow what x_t holds as noise."""
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -46,6 +49,15 @@ class Conditioning:
     def scale(self) -> Tensor:
         """What multiplies F: the gain, falling to zero in the margin, where the Gaussian prior speaks alone."""
         return self.gain * self.weight
+
+
+def bounded(noise: Tensor) -> Tensor:
+    """Noise in units of σ, unchanged while it is like noise, and never beyond LARGEST_NOISE.
+
+    A state that no sky could have led to holds more. A network that follows it linearly drives it away for good: one
+    bright star in 240 scenes came out with χ²/N = 4 · 10⁴.
+    """
+    return LARGEST_NOISE * torch.tanh(noise / LARGEST_NOISE)
 
 
 class Denoiser(nn.Module, PyTorchModelHubMixin):
@@ -135,7 +147,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
             [
                 posterior.marginal().whiten(given.mean - posterior.mean)
                 / conditioning.gain,  # what x_t adds to the data
-                (x_t - given.mean) / level,  # what x_t holds as noise; bounded, as the one above
+                bounded((x_t - given.mean) / level),  # what x_t holds as noise
                 torch.asinh(given.mean / conditioning.noise),
                 torch.asinh(given.whiten(given.mean) / conditioning.gain),  # minus F, where the sky is empty
                 conditioning.maps.expand(len(x_t), -1, -1, -1),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from jointdiff import gaussian
+from jointdiff.diffusion.denoiser import LARGEST_NOISE, bounded
 from jointdiff.diffusion.loss import WIDER, DenoisingLoss, spectral_norm
 from jointdiff.gaussian import apply, field, spectrum
 from jointdiff.scene import Grid
@@ -174,3 +175,16 @@ def test_spectral_norm_is_a_weighted_mean_square():
     y = torch.arange(grid.shape[0]) * 2 * torch.pi / grid.shape[0]
     large, small = (torch.cos(n * y).view(1, 1, -1, 1).expand(1, 1, *grid.shape) for n in (1, grid.shape[0] // 2 - 1))
     assert 10 < float(spectral_norm(large, grid) / spectral_norm(small, grid)) < 11
+
+
+def test_the_network_is_not_led_by_impossible_states():
+    """Noise like noise passes through; beyond it the feature stays within its bound."""
+    white = torch.randn(10000, generator=torch.Generator().manual_seed(0))
+    assert (bounded(white) - white).abs().max() < 0.25
+    assert bounded(torch.tensor([1e4, -1e4])).tolist() == [LARGEST_NOISE, -LARGEST_NOISE]
+    denoiser = untrained()
+    mock, grid = mock_of(STEADY)
+    conditioning = denoiser.condition(mock.observations, grid)
+    sigma = torch.ones(4)
+    features, _, _ = denoiser.inputs(mock.truth + 1e4 * torch.randn(mock.truth.shape), sigma, conditioning)
+    assert features[:, 6:12].abs().max() <= LARGEST_NOISE
