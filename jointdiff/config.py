@@ -20,7 +20,7 @@ class ReconstructConfig:
         scene: A scene.yaml; repeat the option for more.
         output: Folder to write to, one folder a scene inside.
         method: How to reconstruct.
-        mode: How the diffusion method sees the data.
+        mode: How the diffusion method sees the data: all of them, or VIS alone, led by the ground's likelihood.
         num_samples: Posterior samples per scene.
         evaluations: Evaluations of the network per sample.
         seed: Seed of the samples.
@@ -43,7 +43,8 @@ class ReconstructConfig:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.num_samples >= 2, "num_samples", self.num_samples, "at least 2, whose scatter is the error")
         require(self.evaluations >= 3, "evaluations", self.evaluations, "at least 3")
-        require(self.mode == "amortized", "mode", self.mode, "amortized, the only mode so far")
+        expected = "amortized with method wiener, whose prior is the same for all the data"
+        require(self.method == "diffusion" or self.mode == "amortized", "mode", self.mode, expected)
 
 
 MARGIN = 1.6
@@ -224,8 +225,9 @@ def reconstruct(config: ReconstructConfig) -> None:
     require(output.is_dir() or not output.exists(), "output", output, "a folder")
     folder = checkpoint_folder(config.checkpoint)
     denoiser = load_denoiser(folder).to(_device())
-    denoiser.network_dtype = build.network_dtype("auto", _device())  # as it was scored
-    reconstructor = build_reconstructor(config.method, denoiser, config.evaluations)
+    if config.mode == "amortized":  # derivatives of the network need all of float32
+        denoiser.network_dtype = build.network_dtype("auto", _device())  # as it was scored
+    reconstructor = build_reconstructor(config.method, denoiser, config.evaluations, config.mode)
     provenance = {
         "version": version("jointdiff"),
         "checkpoint": fingerprint(folder),

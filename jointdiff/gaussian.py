@@ -340,6 +340,11 @@ class GaussianPosterior:
 
     @cached_property
     def modes(self) -> tuple[Tensor, Tensor]:
-        """S₀ = U diag(s²) Uᵀ: s (B, H, W//2 + 1, C) and U (…, C, C). Used at sampling only."""
-        values, vectors = torch.linalg.eigh(self.precision)
-        return values.rsqrt(), vectors
+        """S₀ = U diag(s²) Uᵀ: s (B, H, W//2 + 1, C) and U (…, C, C). Used at sampling only.
+
+        Of L Lᵀ in double precision: data on a bright source outweigh its prior by more than float32 holds, and rounded
+        eigenvalues of P may be negative.
+        """
+        lower = self.lower.double()
+        values, vectors = torch.linalg.eigh(lower @ lower.mT)
+        return values.rsqrt().to(self.lower), vectors.to(self.lower)

@@ -40,10 +40,14 @@ class NoiseStream:
 
 @dataclass(frozen=True)
 class Draws:
-    """What a method says about one sky: samples (S, C, H, W) and posterior mean (C, H, W), nJy per pixel."""
+    """What a method says about one sky: samples (S, C, H, W) and posterior mean (C, H, W), nJy per pixel.
+
+    converged: whether every linear system on the way was solved to its tolerance.
+    """
 
     samples: Tensor
     mean: Tensor
+    converged: bool = True
 
 
 class Reconstructor(ABC):
@@ -78,7 +82,8 @@ def sample_batch(
         reconstructor.sample(scene, grid, count, NoiseStream(seed, name))
         for scene, name in zip(single_scenes(observations), names, strict=True)
     ]
-    return Draws(torch.stack([d.samples for d in draws]), torch.stack([d.mean for d in draws]))
+    samples, means = (torch.stack(parts) for parts in zip(*((d.samples, d.mean) for d in draws), strict=True))
+    return Draws(samples, means, all(d.converged for d in draws))
 
 
 def single_scenes(observations: Sequence[Observation]) -> Iterator[list[Observation]]:
