@@ -20,7 +20,7 @@ class ReconstructConfig:
         scene: A scene.yaml; repeat the option for more.
         output: Folder to write to, one folder a scene inside.
         method: How to reconstruct.
-        mode: How the diffusion method sees the data.
+        mode: How the diffusion method sees the data: all of them, or VIS alone, led by the ground's likelihood.
         num_samples: Posterior samples per scene.
         evaluations: Evaluations of the network per sample.
         seed: Seed of the samples.
@@ -43,7 +43,8 @@ class ReconstructConfig:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.num_samples >= 2, "num_samples", self.num_samples, "at least 2, whose scatter is the error")
         require(self.evaluations >= 3, "evaluations", self.evaluations, "at least 3")
-        require(self.mode == "amortized", "mode", self.mode, "amortized, the only mode so far")
+        expected = "amortized with method wiener, whose prior is the same for all the data"
+        require(self.method == "diffusion" or self.mode == "amortized", "mode", self.mode, expected)
 
 
 PATIENCE = 24
@@ -223,8 +224,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     output = Path(config.output)
     require(output.is_dir() or not output.exists(), "output", output, "a folder")
     folder = checkpoint_folder(config.checkpoint)
-    denoiser = load_denoiser(folder)
-    reconstructor = build_reconstructor(config.method, denoiser, config.evaluations)
+    reconstructor = build_reconstructor(config.method, load_denoiser(folder), config.evaluations, config.mode)
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
     jobs = [FieldJob(field, reconstructor, config.num_samples) for field in read_fields(config.scene)]

@@ -333,8 +333,9 @@ class GaussianPosterior:
     def modes(self) -> tuple[Tensor, Tensor]:
         """S₀ = U diag(s²) Uᵀ: s (B, H, W//2 + 1, C) and U (…, C, C). Used at sampling only.
 
-        In float64: a deep band beside one that a bright sky leaves open spans more than float32 resolves, and its
-        eigenvalues came out negative. Cholesky factors do not mind, for they do not mix the bands' scales.
+        In float64, of L Lᵀ: a deep band beside one that a bright sky leaves open spans more than float32 resolves, and
+        eigenvalues of P came out negative. Cholesky factors do not mind, for they do not mix the bands' scales.
         """
-        values, vectors = torch.linalg.eigh(self.precision.double())
-        return values.rsqrt().to(self.precision), vectors.to(self.precision)
+        lower = self.lower.double()
+        values, vectors = torch.linalg.eigh(lower @ lower.mT)
+        return values.rsqrt().to(self.lower), vectors.to(self.lower)

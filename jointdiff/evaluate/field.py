@@ -16,7 +16,7 @@ from jointdiff.forward import ForwardModel
 from jointdiff.io.products import read_truth, write_catalog, write_reconstruction
 from jointdiff.io.scene_files import Field
 from jointdiff.io.wcs import sky_position
-from jointdiff.measure.catalog import CORRELATED_NOISE, find_sources, measure
+from jointdiff.measure.catalog import CORRELATED_NOISE, NOT_CONVERGED, find_sources, measure
 from jointdiff.measure.data_checks import Data
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
@@ -87,7 +87,7 @@ class FieldJob:
             segments=segments,
             target_fwhm=fwhm,
         )
-        catalog["flags"] |= CORRELATED_NOISE * bool(padded.correlated)
+        catalog["flags"] |= CORRELATED_NOISE * bool(padded.correlated) | NOT_CONVERGED * (not draws.converged)
         catalog["y"] -= padded.corner[0]
         catalog["x"] -= padded.corner[1]
         if len(catalog):

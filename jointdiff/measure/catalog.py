@@ -23,11 +23,12 @@ FLAGS = {
     8: "over 10 percent of the source's light is masked in an observed band",
     16: "shape undefined on more than half of the samples",
     32: "a band has correlated noise, but errors assume white noise",
+    64: "ground data were taken in by a solution that did not converge",
 }
 """The bits of the column ``flags``."""
 
-CORRELATED_NOISE = 32
-"""The bit that concerns a whole field; whoever has seen its observations sets it."""
+CORRELATED_NOISE, NOT_CONVERGED = 32, 64
+"""The bits that concern a whole field; whoever has seen its observations, or drawn its samples, sets them."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
 from jointdiff.reconstruct.base import NoiseStream, Reconstructor
-from jointdiff.reconstruct.diffusion import Diffusion
+from jointdiff.reconstruct.diffusion import MODES, Diffusion
 from jointdiff.reconstruct.field import check_size, pad_field
 from jointdiff.reconstruct.wiener import Wiener
 from jointdiff.scene import Band, Grid, Observation
@@ -32,11 +32,14 @@ class SkySamples:
         return self.samples.std(0)
 
 
-def build_reconstructor(method: str, denoiser: Denoiser, evaluations: int = 8) -> Reconstructor:
-    """The method of that name, one of METHODS. Raises InputError for another."""
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
-    return Wiener(denoiser) if method == "wiener" else Diffusion(denoiser, evaluations)
+def build_reconstructor(
+    method: str, denoiser: Denoiser, evaluations: int = 8, mode: str = "amortized"
+) -> Reconstructor:
+    """The method of that name, one of METHODS; of diffusion, the mode, one of MODES. Raises InputError for another."""
+    for kind, name, known in (("method", method, METHODS), ("mode", mode, MODES)):
+        if name not in known:
+            raise InputError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+    return Wiener(denoiser) if method == "wiener" else Diffusion(denoiser, evaluations, mode=mode)
 
 
 def reconstruct(
@@ -48,12 +51,14 @@ def reconstruct(
     grid: Grid | None = None,
     name: str = "scene",
     evaluations: int = 8,
+    mode: str = "amortized",
 ) -> SkySamples:
     """Sample the sharp sky of one field from its observations (B = 1).
 
     grid: pixels to reconstruct, by default those of VIS. seed, name: of the random numbers. evaluations: of the network
-    per sample, at least 3. Given a field's name and the grid of its reference, these are the samples of the reconstruct
-    command. Raises InputError for observations that do not suit the denoiser.
+    per sample, at least 3. mode: how diffusion sees the data (METHOD section 7). Given a field's name and the grid of
+    its reference, these are the samples of the reconstruct command. Raises InputError for observations that do not suit
+    the denoiser.
     """
     if num_samples < 1 or evaluations < 3:
         raise InputError(f"num_samples is {num_samples} and evaluations {evaluations}: expected at least 1 and 3")
@@ -62,7 +67,7 @@ def reconstruct(
         if len(grids) != 1:
             raise InputError(f"{len(grids)} observations of VIS: give the grid to reconstruct")
         grid = grids[0]
-    reconstructor = build_reconstructor(method, denoiser, evaluations)
+    reconstructor = build_reconstructor(method, denoiser, evaluations, mode)
     field = pad_field(observations, grid, denoiser)
     check_size(field, num_samples, len(denoiser.bands), name)
     draws = reconstructor.sample(field.observations, field.grid, num_samples, NoiseStream(seed, name))

@@ -41,10 +41,14 @@ class NoiseStream:
 
 @dataclass(frozen=True)
 class Draws:
-    """What a method says about one sky: samples (S, C, H, W) and posterior mean (C, H, W), nJy per pixel."""
+    """What a method says about one sky: samples (S, C, H, W) and posterior mean (C, H, W), nJy per pixel.
+
+    converged: whether every linear system on the way was solved to its tolerance.
+    """
 
     samples: Tensor
     mean: Tensor
+    converged: bool = True
 
 
 class Reconstructor(ABC):

@@ -1,46 +1,59 @@
-"""Amortized diffusion: one denoiser that sees all the data, and the solver of METHOD section 6."""
+"""Diffusion: a denoiser that sees all the data, or VIS alone and is led by the rest (METHOD sections 6 and 7)."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.diffusion.guidance import Factorized
 from jointdiff.diffusion.solvers import DEFAULT, SOLVERS, fields_of, levels_of
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.scene import Grid, Observation
+
+MODES = ("amortized", "factorized")
 
 
 class Diffusion(Reconstructor):
     """Samples of the learned posterior; their mean is the posterior mean.
 
-    evaluations: of the network per sample, at least 3. solver: one of SOLVERS.
+    evaluations: of the network per sample, at least 3. solver: one of SOLVERS. mode: one of MODES; ``factorized`` takes
+    derivatives of the network, which then computes in float32, and raises InputError for a sky without VIS.
     """
 
     method = "diffusion"
-    mode = "amortized"
 
-    def __init__(self, denoiser: Denoiser, evaluations: int = 8, solver: str = DEFAULT):
+    def __init__(self, denoiser: Denoiser, evaluations: int = 8, solver: str = DEFAULT, mode: str = "amortized"):
+        if mode == "factorized":
+            denoiser = copy(denoiser)  # the weights are the caller's, the precision is not
+            denoiser.network_dtype = None
         super().__init__(denoiser)
         assert solver in SOLVERS, f"{solver}: expected one of {', '.join(SOLVERS)}"
+        assert mode in MODES, f"{mode}: expected one of {', '.join(MODES)}"
         self.evaluations: int = evaluations
+        self.mode: str = mode
         self._solver = solver
 
     # Not inference_mode: forward.py keeps Fourier matrices, and training may later use those made here.
     @torch.no_grad()
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
-        conditioning = self.denoiser.condition(observations, grid)
-        posterior = conditioning.posterior
+        if self.mode == "factorized":
+            guided = Factorized.of(self.denoiser, observations, grid)
+            posterior, residual = guided.posterior, guided.residual
+        else:
+            guided, conditioning = None, self.denoiser.condition(observations, grid)
+            posterior = conditioning.posterior
+
+            def residual(x_t: Tensor, sigma: Tensor) -> Tensor:
+                return self.denoiser.correction(x_t, sigma, conditioning)
+
         levels = levels_of(self._solver, posterior, self.evaluations)
-
-        def residual(x_t: Tensor, sigma: Tensor) -> Tensor:
-            return self.denoiser.correction(x_t, sigma, conditioning)
-
         shapes = [posterior.mean.shape[1:]] * fields_of(self._solver, levels)
         solve = SOLVERS[self._solver]
         samples = [
             solve(residual, posterior, levels, stream.normal(numbers, shapes, posterior.mean))
             for numbers in chunks(count)
         ]
-        drawn = torch.cat(samples)
-        return Draws(drawn, drawn.mean(0))
+        drawn = torch.cat(samples).to(observations[0].image.dtype)
+        return Draws(drawn, drawn.mean(0), guided is None or guided.convergence.converged)

@@ -12,9 +12,11 @@ import torch
 from astropy.io import fits
 
 from jointdiff import cli
+from jointdiff.diffusion.guidance import Convergence
 from jointdiff.errors import InputError
 from jointdiff.io.products import read_catalog, read_reconstruction, write_truth
 from jointdiff.io.scene_files import read_field
+from jointdiff.measure.catalog import NOT_CONVERGED
 from jointdiff.reconstruct import checkpoint
 from jointdiff.reconstruct.api import reconstruct
 from jointdiff.reconstruct.checkpoint import checkpoint_folder, fingerprint, load_denoiser, save_denoiser
@@ -41,6 +43,15 @@ def scene(tmp_path) -> Path:
 def command(scene: Path, model: Path, output: Path, *options: str) -> list[str]:
     fixed = ["--output", str(output), "--checkpoint", str(model), "--num_samples", "3", "--evaluations", "4"]
     return ["reconstruct", "--scene", str(scene), *fixed, *options]
+
+
+def plant(scene: Path, counts: float) -> None:
+    """Adds a source to VIS, at pixel (22, 18)."""
+    path = scene.parent / "VIS.fits"
+    pixels, header = fits.getdata(path, header=True)
+    psf = fits.getdata(scene.parent / "VIS_psf.fits")
+    pixels[12:33, 8:29] += counts * psf
+    fits.writeto(path, pixels, header, overwrite=True)
 
 
 def mistake(capsys, arguments: list[str]) -> str:
@@ -89,6 +100,18 @@ def test_products_of_two_fields(method, scene, model, tmp_path, capsys):
     np.testing.assert_array_equal(repeated.samples, result.samples)
 
 
+def test_factorized_says_so_and_flags_what_did_not_converge(scene, model, tmp_path, monkeypatch):
+    """The untrained network is Gaussian, so that nothing fails of itself."""
+    plant(scene, 400)
+    for name, converged in (("good", True), ("bad", False)):
+        monkeypatch.setattr(Convergence, "converged", converged)
+        output = tmp_path / name
+        assert cli.main(command(scene, model, output, "--mode", "factorized")) == 0
+        assert read_reconstruction(output / "good" / "reconstruction.fits").provenance["mode"] == "factorized"
+        catalog = read_catalog(output / "catalog.fits")
+        assert len(catalog) and ((catalog["flags"] & NOT_CONVERGED > 0) == (not converged)).all()
+
+
 def test_a_field_does_not_depend_on_its_companions(scene, model, tmp_path):
     second = write_good_scene(tmp_path / "second")
     edit_yaml(second, lambda content: content.update(name="other"))
@@ -116,11 +139,7 @@ def test_the_precision_may_be_chosen(model):
 
 def test_a_bright_source_is_found_where_it_is(scene, model, tmp_path):
     """Position in pixels of the reference and on its sky; the flux that was put in."""
-    path = scene.parent / "VIS.fits"
-    pixels, header = fits.getdata(path, header=True)
-    psf = fits.getdata(scene.parent / "VIS_psf.fits")
-    pixels[12:33, 8:29] += 4000 * psf
-    fits.writeto(path, pixels, header, overwrite=True)
+    plant(scene, 4000)
     assert cli.main(command(scene, model, tmp_path / "out", "--method", "wiener")) == 0
     catalog = read_catalog(tmp_path / "out" / "good" / "catalog.fits")
     source = catalog[np.argmax(catalog["flux_VIS"])]
@@ -182,7 +201,7 @@ def test_too_many_samples_for_the_memory(scene, model, tmp_path, capsys):
     [
         ("--evaluations 2", "evaluations is 2, expected at least 3"),
         ("--num_samples 1", "num_samples is 1, expected at least 2"),
-        ("--mode factorized", "mode is factorized, expected amortized"),
+        ("--method wiener --mode factorized", "mode is factorized, expected amortized with method wiener"),
     ],
 )
 def test_option_out_of_range(options, told, scene, model, tmp_path, capsys):

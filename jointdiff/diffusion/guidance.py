@@ -1,0 +1,211 @@
+"""Guidance: a denoiser of VIS alone, led by ground data that its network never sees.
+
+    p(x | VIS, ground) ∝ p(x | VIS) p(ground | x),        true where their noises are independent (METHOD section 7)
+
+A guidance is itself a denoiser: a posterior, and a residual (x_t, σ) → D′ − μ about it. Samplers never know of data.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from dataclasses import field as default
+
+import torch
+from torch import Tensor
+
+from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.diffusion.sampler import Residual, column
+from jointdiff.errors import InputError
+from jointdiff.forward import ForwardModel
+from jointdiff.gaussian import (
+    Conditional,
+    GaussianPosterior,
+    apply,
+    conjugate_gradient,
+    field,
+    solve,
+    solve_lower,
+    spectrum,
+)
+from jointdiff.scene import Grid, Observation
+
+
+@dataclass
+class Convergence:
+    """How well the linear systems of all calls were solved, one for every sample and σ.
+
+    errors: of each (B,), rms in posterior standard deviations. failed: those left above the tolerance, for which the
+    Gaussian covariance stood in for the network's.
+    """
+
+    errors: list[Tensor] = default(default_factory=list)
+    failed: list[Tensor] = default(default_factory=list)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the network's covariance was used throughout."""
+        return not any(bool(failed.any()) for failed in self.failed)
+
+
+class Factorized:
+    """D′ = E[x | x_t, VIS, ground] by moment matching: exact wherever p(x | x_t, VIS) is Gaussian.
+
+        D′ = D + δ,   (I + C Aᵀ N⁻¹ A) δ = C Aᵀ N⁻¹ (y − A D),
+        C = Cov[x | x_t, VIS] = σ² ∂D/∂x_t = S + σ² ∂(D − μ)/∂x_t
+
+    (Boys et al. 2023, arXiv 2310.06721, in the form that leaves masked pixels out; C is Tweedie's, Efron 2011, JASA
+    106, 1602.) Conjugate gradients solve it for C = S, and from there GMRES for C: C w is a vector–Jacobian product,
+    and a network's C is not symmetric. Where GMRES fails, S stands in for C.
+
+    vis: the Gaussian posterior of VIS alone, residual: D − μ about it, differentiable in x_t. posterior: the Gaussian
+    posterior of all data, of the same amplitude; the sampler integrates about it. model, ground: the ground data.
+    tolerance: error of δ, rms over all modes in posterior standard deviations; the few that the ground tells of may
+    hold it all. steps: of GMRES, at most.
+    """
+
+    def __init__(
+        self,
+        residual: Residual,
+        vis: GaussianPosterior,
+        posterior: GaussianPosterior,
+        model: ForwardModel,
+        ground: Sequence[Observation],
+        tolerance: float = 0.01,
+        steps: int = 30,
+    ):
+        self.posterior, self.convergence = posterior, Convergence()
+        self._residual, self._vis = residual, vis
+        self._model, self._ground = model, ground
+        self._tolerance, self._steps = tolerance, steps
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, observations: Sequence[Observation], grid: Grid) -> "Factorized":
+        """From a denoiser and observations of one sky (B = 1); the amplitude is VIS's.
+
+        All but the network is in double precision: bright sources leave float32 short of the tolerance.
+        Raises InputError where VIS, or every other band, was not observed.
+        """
+        vis = [o for o in observations if o.band.name == "VIS" and bool(o.present.all())]
+        ground = [o for o in observations if o.band.name != "VIS" and bool(o.present.all())]
+        for name, seen in (("VIS", vis), ("ground", ground)):
+            if not seen:
+                raise InputError(f"mode factorized: no observation of {name}, expected at least 1: take mode amortized")
+        conditioning = denoiser.condition(vis, grid)
+        single, amplitude = conditioning.posterior.mean.dtype, conditioning.posterior.amplitude.double()
+        vis, ground = ([o.to(torch.float64) for o in seen] for seen in (vis, ground))
+        gamma = denoiser.prior.on(grid).double()
+
+        def posterior(seen: Sequence[Observation], steps: int) -> GaussianPosterior:
+            return GaussianPosterior(denoiser.forward_model(seen, grid), seen, gamma, amplitude, max_steps=steps)
+
+        def residual(x_t: Tensor, sigma: Tensor) -> Tensor:
+            return denoiser.correction(x_t.to(single), sigma.to(single), conditioning).double()
+
+        prior, full = posterior(vis, denoiser.mean_steps), posterior([*vis, *ground], 50)
+        return cls(residual, prior, full, denoiser.forward_model(ground, grid), ground)
+
+    def residual(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """D′ − μ (B, C, H, W) about ``posterior``, for x_t (B, C, H, W) at σ (B,), or (1,) for samples of one sky."""
+        with torch.enable_grad():
+            x_t = x_t.detach().requires_grad_()
+            correction = self._residual(x_t, sigma)
+        prior, full = self._vis.given(x_t.detach(), sigma), self.posterior.given(x_t.detach(), sigma)
+        denoised = prior.mean + correction.detach()
+        misfit = [o.ivar * (o.image - seen) for o, seen in zip(self._ground, self._model(denoised), strict=True)]
+        force = self._model.adjoint(misfit)  # Aᵀ N⁻¹ (y − A D)
+
+        def widening(w: Tensor) -> Tensor | None:  # (C − S) w
+            if not correction.requires_grad:
+                return None
+            (product,) = torch.autograd.grad(correction, x_t, w, retain_graph=True)
+            return column(sigma.square()) * product
+
+        gaussian = self._gaussian_shift(force, prior, full)
+        shift, error = self._shift(widening, force, prior, full, gaussian)
+        failed = ~(error <= self._tolerance)  # NaN too
+        shift = torch.where(failed.view(-1, 1, 1, 1), gaussian, shift)
+        self.convergence.errors.append(error)
+        self.convergence.failed.append(failed)
+        return denoised + shift - full.mean
+
+    def _precision(self, x: Tensor) -> Tensor:
+        """Aᵀ N⁻¹ A x of the ground data."""
+        return self._model.adjoint([o.ivar * seen for o, seen in zip(self._ground, self._model(x), strict=True)])
+
+    def _precise(self, x: Tensor, prior: Conditional) -> Tensor:
+        """S⁻¹ x, of VIS and x_t."""
+        return field(apply(prior.lower, apply(prior.lower.mT, spectrum(x))), self.posterior.grid)
+
+    def _shift(
+        self,
+        widening: Callable[[Tensor], Tensor | None],
+        force: Tensor,
+        prior: Conditional,
+        full: Conditional,
+        start: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """δ and its error (B,): GMRES for q = Lᵀ (δ − start), L Lᵀ the precision of all data and x_t.
+
+        Multiplied by L⁻¹ S⁻¹, the system is the identity for even noise and C = S, and residuals are errors of q.
+        S⁻¹ S is never formed: float32 would not bear it.
+        """
+
+        def scaled(gaussian: Tensor, vector: Tensor) -> Tensor:  # L⁻¹ (gaussian + S⁻¹ (C − S) vector)
+            wider = widening(vector)
+            if wider is not None:
+                gaussian = gaussian + self._precise(wider, prior)
+            return field(solve_lower(full.lower, spectrum(gaussian)), self.posterior.grid)
+
+        def operator(q: Tensor) -> Tensor:
+            shift = full.colour(q)
+            seen = self._precision(shift)
+            return scaled(self._precise(shift, prior) + seen, seen)
+
+        left = force - self._precision(start)
+        rhs = scaled(left - self._precise(start, prior), left)
+        q, error = gmres(operator, rhs, self._tolerance, self._steps)
+        return start + full.colour(q), error
+
+    def _gaussian_shift(self, force: Tensor, prior: Conditional, full: Conditional) -> Tensor:
+        """δ for C = S: (S⁻¹ + Aᵀ N⁻¹ A) δ = Aᵀ N⁻¹ (y − A D), symmetric and positive."""
+
+        def operator(x: Tensor) -> Tensor:
+            return self._precise(x, prior) + self._precision(x)
+
+        def precondition(x: Tensor) -> Tensor:
+            return field(solve(full.lower, spectrum(x)), self.posterior.grid)
+
+        return conjugate_gradient(operator, precondition, force, precondition(force), 0.1 * self._tolerance, 200)
+
+
+def gmres(operator: Callable[[Tensor], Tensor], rhs: Tensor, tolerance: float, steps: int) -> tuple[Tensor, Tensor]:
+    """Solves operator(x) = rhs for a batch (B, …) of any linear systems: x, and the rms of each residual (B,).
+
+    Saad & Schultz (1986, SIAM J. Sci. Stat. Comput. 7, 856), without restarts. Stops when every
+    rms is below ``tolerance``. The residual is that of x itself, taken anew at the end.
+    """
+    batch, size = len(rhs), rhs[0].numel()
+    flat = rhs.flatten(1)
+    norm = flat.norm(dim=1, keepdim=True)
+    basis, columns = [flat / norm.clamp(min=torch.finfo(rhs.dtype).tiny)], list[Tensor]()
+    weights = rhs.new_zeros(batch, 0)
+    error = norm.squeeze(1)
+    while len(columns) < steps and bool((error > tolerance * size**0.5).any()):
+        image = operator(basis[-1].view_as(rhs)).flatten(1)
+        entries = rhs.new_zeros(batch, steps + 1)
+        for i, vector in enumerate(basis):  # modified Gram–Schmidt
+            entries[:, i] = (vector * image).sum(1)
+            image = image - entries[:, i : i + 1] * vector
+        length = image.norm(dim=1, keepdim=True)
+        entries[:, len(basis)] = length.squeeze(1)
+        basis.append(image / length.clamp(min=torch.finfo(rhs.dtype).tiny))
+        columns.append(entries)
+        hessenberg = torch.stack(columns, -1)[:, : len(basis)].double()
+        if not bool(hessenberg.isfinite().all()):
+            break
+        target = torch.zeros_like(hessenberg[:, :, 0])
+        target[:, :1] = norm.double()
+        weights = (torch.linalg.pinv(hessenberg) @ target.unsqueeze(-1)).squeeze(-1)
+        error = ((hessenberg @ weights.unsqueeze(-1)).squeeze(-1) - target).norm(dim=1).to(rhs)
+        weights = weights.to(rhs)
+    x = sum((weights[:, i : i + 1] * basis[i] for i in range(weights.shape[1])), torch.zeros_like(flat)).view_as(rhs)
+    return x, (rhs - operator(x)).flatten(1).norm(dim=1) / size**0.5
