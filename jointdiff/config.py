@@ -153,7 +153,7 @@ def _draw_ready_scene(config: Config, geometry: str, number: int) -> None:
     if mark.is_file() and mark.read_text() == key and (folder / "scene.yaml").is_file():
         return
     mark.unlink(missing_ok=True)  # until the new scene is whole
-    margin = round(build.MARGIN / config.scene.pixel_scale)
+    margin = build.margin_pixels(config)
     simulator = build.simulator(config, "test", margin, (geometry,))
     mock = simulator.expose(1, build.number_of(config, "ready scenes", number))
     layout = (build.bands(config), simulator.grid, config.scene.target_fwhm, margin)

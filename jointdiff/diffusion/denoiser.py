@@ -1,6 +1,6 @@
 """The denoiser D = E[x | x_t, y]: the Gaussian posterior plus a network that speaks in posterior sigmas.
 
-    D(x_t, σ; y) = μ(x_t, y, σ) + S(y, σ)^{1/2} g(y) F_θ(features, conditioning)         (METHOD section 6)
+    D(x_t, σ; y) = μ(x_t, y, σ) + S(y, σ)^{1/2} w(y) g(y) F_θ(features, conditioning)       (METHOD section 6)
 
 g is a map: where a bright source, a mask or the margin leaves less data than on average, the posterior is wider
 than the stationary S, and g takes that out of the network's range. With F = 0 it is the exact
@@ -34,8 +34,8 @@ class Conditioning:
     posterior: the Gaussian posterior. maps: static features (B, 3C, H, W). scalars: (B, 2C).
     noise: (B, C, 1, 1), the posterior standard deviation of a pixel, nJy.
     gain: (B, C, H, W), how much wider the posterior is here than the stationary S says.
-    weight: (B, 1, H, W), 1 for pixels that some band sees, falling to 0 at the edge of what is seen; 1 everywhere in a
-    scene without data.
+    weight: (B, 1, H, W), 1 for pixels that some band sees, 0.5 at the edge of what is seen and 0 beyond; 1 everywhere
+    in a scene without data.
     """
 
     posterior: GaussianPosterior
@@ -52,7 +52,7 @@ class Conditioning:
 
 
 def bounded(noise: Tensor) -> Tensor:
-    """Noise in units of σ, unchanged while it is like noise, and never beyond LARGEST_NOISE.
+    """Noise in units of σ, nearly unchanged while it is like noise, and never beyond LARGEST_NOISE.
 
     A state that no sky could have led to holds more. A network that follows it linearly drives it away for good: one
     bright star in 240 scenes came out with χ²/N = 4 · 10⁴.

@@ -1,4 +1,4 @@
-"""What the denoiser is trained on: ‖Lᵀ (x − D)‖² per element."""
+"""What the denoiser is trained on: ‖Lᵀ (x − μ)/g − F‖² per element, where there are data."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from jointdiff.diffusion.denoiser import Conditioning, Denoiser
+from jointdiff.diffusion.sampler import REACH
 from jointdiff.forward import half_plane_weights, wavenumber
 from jointdiff.gaussian import evidence_amplitude, scene_amplitude
 from jointdiff.scene import Grid, Observation
@@ -14,7 +15,7 @@ AMPLITUDE_SCATTER = 0.3
 """Dex by which the amplitude of a scene without data differs from the true one, which nobody knows."""
 
 WIDER = 2.0
-"""Factor by which noise levels in training reach beyond those of the solver, on both sides."""
+"""Factor by which the lowest noise level in training lies below the solver's."""
 
 BOOST = 10.0
 """Extra weight in the loss of the largest scales."""
@@ -28,7 +29,7 @@ class DenoisingLoss(nn.Module):
 
     The target of the network is (Lᵀ (x − μ)) / g, of unit scale. The margin, where nothing is known, does not count:
     a bright source there would outweigh all that can be learnt.
-    Weights are a function of the data alone, or of frequency, so the minimum stays the conditional mean.
+    Weights are a function of the data alone, or of frequency, so the minimum is the conditional mean of the target.
     """
 
     def __init__(self, denoiser: Denoiser, levels: int):
@@ -61,7 +62,7 @@ class DenoisingLoss(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The network's inputs at one noise level per scene, and its target."""
         low, high = conditioning.posterior.sigma_range
-        low, high = low / WIDER, high * WIDER
+        low, high = low / WIDER, high * REACH
         sigma = low * (high / low) ** share
         noise = torch.randn(truth.shape, device=truth.device, generator=generator)
         features, scalars, given = self.denoiser.inputs(truth + sigma.view(-1, 1, 1, 1) * noise, sigma, conditioning)

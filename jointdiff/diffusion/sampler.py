@@ -22,8 +22,8 @@ from jointdiff.gaussian import GaussianPosterior, apply, field, spectrum
 Residual = Callable[[Tensor, Tensor], Tensor]
 """(x_t, σ) → D − μ, (B, C, H, W): what a denoiser adds to the Gaussian posterior mean."""
 
-_REACH = 2.0
-"""σ_max over the top of ``sigma_range``: as far as training goes. With half of it, bright sources of a trained model
+REACH = 2.0
+"""σ_max over the top of ``sigma_range``, in sampling as in training. With half of it, bright sources of a trained model
 have errors a tenth too small, whatever the number of steps."""
 
 _DEPTH = 1e-3
@@ -38,8 +38,8 @@ def noise_levels(posterior: GaussianPosterior, levels: int) -> Tensor:
     assert levels >= 3, "one to start, one at each end"
     low, high = posterior.sigma_range
     t = torch.linspace(0, 1, levels - 1).to(low).unsqueeze(1)
-    steps = torch.exp((1 - t) * (0.5 * _REACH * high).log() + t * low.log())
-    return torch.cat([_REACH * high.unsqueeze(0), steps, torch.zeros_like(steps[:1])])
+    steps = torch.exp((1 - t) * (0.5 * REACH * high).log() + t * low.log())
+    return torch.cat([REACH * high.unsqueeze(0), steps, torch.zeros_like(steps[:1])])
 
 
 class Flow:

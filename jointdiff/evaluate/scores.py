@@ -53,14 +53,14 @@ class Statistic:
         return accuracy.interval(self.function, self.arrays, self.chosen, self.draws)
 
     def over(self, other: "Statistic") -> "Statistic":
-        """The ratio of two methods' numbers: both are of the same sources, in each resample."""
+        """The ratio of two methods' numbers, of the sources that count for both, in the same resamples."""
         own = len(self.arrays)
 
         def ratio(*arrays: np.ndarray) -> float:
             below = other.function(*arrays[own:])
             return self.function(*arrays[:own]) / below if below else math.nan
 
-        return Statistic(ratio, self.arrays + other.arrays, self.chosen, self.draws)
+        return Statistic(ratio, self.arrays + other.arrays, self.chosen & other.chosen, self.draws)
 
 
 def score(sources: Sources, rng: np.random.Generator) -> Scores:

@@ -8,6 +8,7 @@ import torch
 from jointdiff import gaussian
 from jointdiff.diffusion.denoiser import LARGEST_NOISE, bounded
 from jointdiff.diffusion.loss import WIDER, DenoisingLoss, spectral_norm
+from jointdiff.diffusion.sampler import REACH
 from jointdiff.gaussian import apply, field, spectrum
 from jointdiff.scene import Grid
 from jointdiff.simulate.observe import Conditions
@@ -41,7 +42,7 @@ def test_zero_network_scores_the_whitened_residual():
     torch.rand(4, generator=generator)  # the levels
     total = norm = 0.0
     for level, share in enumerate(shares.chunk(LEVELS)):
-        sigma = low / WIDER * (high / low * WIDER**2) ** share
+        sigma = low / WIDER * (high / low * WIDER * REACH) ** share
         x_t = mock.truth + sigma.view(-1, 1, 1, 1) * torch.randn(mock.truth.shape, generator=generator)
         mean = denoiser(x_t, sigma, conditioning)
         residual = conditioning.posterior.given(x_t, sigma).whiten(mock.truth - mean) / conditioning.gain
