@@ -180,8 +180,8 @@ def conjugate_gradient(
 ) -> Tensor:
     """Solves operator(x) = rhs for a batch (B, …) of symmetric positive systems (Hestenes & Stiefel 1952).
 
-    Stops when every scene's preconditioned residual √(rᵀ M r / n) is below ``tolerance``: with M the posterior
-    covariance that is the error in posterior standard deviations.
+    Each stops when its own preconditioned residual √(rᵀ M r / n) is below ``tolerance``, whatever the others do: with M
+    the posterior covariance that is the error in posterior standard deviations.
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -191,14 +191,15 @@ def conjugate_gradient(
     z = precondition(residual)
     direction, rz = z, dot(residual, z)
     for _ in range(steps):
-        if bool((rz <= tolerance**2 * rhs[0].numel()).all()):
+        open_ = rz > tolerance**2 * rhs[0].numel()
+        if not bool(open_.any()):
             break
         image = operator(direction)
-        alpha = rz / dot(direction, image).clamp(min=1e-30)
+        alpha = open_ * rz / dot(direction, image).clamp(min=1e-30)
         x, residual = x + alpha * direction, residual - alpha * image
         z = precondition(residual)
         new = dot(residual, z)
-        direction, rz = z + new / rz.clamp(min=1e-30) * direction, new
+        direction, rz = z + open_ * new / rz.clamp(min=1e-30) * direction, new
     return x
 
 

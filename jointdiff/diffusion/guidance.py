@@ -46,6 +46,16 @@ class Convergence:
         return not any(bool(failed.any()) for failed in self.failed)
 
 
+def divided(observations: Sequence[Observation], label: str = "scene") -> tuple[list[Observation], list[Observation]]:
+    """What was seen of VIS, and of the ground's bands. Raises InputError, naming the field, where either is nothing."""
+    present = [o for o in observations if bool(o.present.all())]
+    parts = [o for o in present if o.band.name == "VIS"], [o for o in present if o.band.name != "VIS"]
+    for name, seen in zip(("VIS", "the ground"), parts, strict=True):
+        if not seen:
+            raise InputError(f"{label}: no observation of {name}, as mode factorized needs: take mode amortized")
+    return parts
+
+
 class Factorized:
     """D′ = E[x | x_t, VIS, ground] by moment matching: exact wherever p(x | x_t, VIS) is Gaussian.
 
@@ -84,11 +94,7 @@ class Factorized:
         All but the network is in double precision: bright sources leave float32 short of the tolerance.
         Raises InputError where VIS, or every other band, was not observed.
         """
-        vis = [o for o in observations if o.band.name == "VIS" and bool(o.present.all())]
-        ground = [o for o in observations if o.band.name != "VIS" and bool(o.present.all())]
-        for name, seen in (("VIS", vis), ("ground", ground)):
-            if not seen:
-                raise InputError(f"mode factorized: no observation of {name}, expected at least 1: take mode amortized")
+        vis, ground = divided(observations)
         conditioning = denoiser.condition(vis, grid)
         single, amplitude = conditioning.posterior.mean.dtype, conditioning.posterior.amplitude.double()
         vis, ground = ([o.to(torch.float64) for o in seen] for seen in (vis, ground))
@@ -146,7 +152,7 @@ class Factorized:
         """δ and its error (B,): GMRES for q = Lᵀ (δ − start), L Lᵀ the precision of all data and x_t.
 
         Multiplied by L⁻¹ S⁻¹, the system is the identity for even noise and C = S, and residuals are errors of q.
-        S⁻¹ S is never formed: float32 would not bear it.
+        S⁻¹ S is never formed, for it would cost half of the digits.
         """
 
         def scaled(gaussian: Tensor, vector: Tensor) -> Tensor:  # L⁻¹ (gaussian + S⁻¹ (C − S) vector)
@@ -180,8 +186,8 @@ class Factorized:
 def gmres(operator: Callable[[Tensor], Tensor], rhs: Tensor, tolerance: float, steps: int) -> tuple[Tensor, Tensor]:
     """Solves operator(x) = rhs for a batch (B, …) of any linear systems: x, and the rms of each residual (B,).
 
-    Saad & Schultz (1986, SIAM J. Sci. Stat. Comput. 7, 856), without restarts. Stops when every
-    rms is below ``tolerance``. The residual is that of x itself, taken anew at the end.
+    Saad & Schultz (1986, SIAM J. Sci. Stat. Comput. 7, 856), without restarts. Each system stops when its own rms is
+    below ``tolerance``, whatever the others do. The residual is that of x itself, taken anew at the end.
     """
     batch, size = len(rhs), rhs[0].numel()
     flat = rhs.flatten(1)
@@ -191,6 +197,7 @@ def gmres(operator: Callable[[Tensor], Tensor], rhs: Tensor, tolerance: float, s
     error = norm.squeeze(1)
     while len(columns) < steps and bool((error > tolerance * size**0.5).any()):
         image = operator(basis[-1].view_as(rhs)).flatten(1)
+        image = torch.where(image.isfinite().all(1, keepdim=True), image, 0.0)  # that system fails, the others go on
         entries = rhs.new_zeros(batch, steps + 1)
         for i, vector in enumerate(basis):  # modified Gram–Schmidt
             entries[:, i] = (vector * image).sum(1)
@@ -200,12 +207,12 @@ def gmres(operator: Callable[[Tensor], Tensor], rhs: Tensor, tolerance: float, s
         basis.append(image / length.clamp(min=torch.finfo(rhs.dtype).tiny))
         columns.append(entries)
         hessenberg = torch.stack(columns, -1)[:, : len(basis)].double()
-        if not bool(hessenberg.isfinite().all()):
-            break
         target = torch.zeros_like(hessenberg[:, :, 0])
         target[:, :1] = norm.double()
-        weights = (torch.linalg.pinv(hessenberg) @ target.unsqueeze(-1)).squeeze(-1)
-        error = ((hessenberg @ weights.unsqueeze(-1)).squeeze(-1) - target).norm(dim=1).to(rhs)
-        weights = weights.to(rhs)
+        found = (torch.linalg.pinv(hessenberg) @ target.unsqueeze(-1)).squeeze(-1)
+        left = ((hessenberg @ found.unsqueeze(-1)).squeeze(-1) - target).norm(dim=1).to(rhs)
+        done = error <= tolerance * size**0.5
+        padded = torch.nn.functional.pad(weights, (0, 1))
+        weights, error = torch.where(done.unsqueeze(1), padded, found.to(rhs)), torch.where(done, error, left)
     x = sum((weights[:, i : i + 1] * basis[i] for i in range(weights.shape[1])), torch.zeros_like(flat)).view_as(rhs)
     return x, (rhs - operator(x)).flatten(1).norm(dim=1) / size**0.5

@@ -34,6 +34,7 @@ class FieldJob:
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
         check_size(self.padded, count, len(self.names), f"{field.name} ({field.path})")
+        reconstructor.check(self.padded.observations, f"{field.name} ({field.path})")
         self.truth = self._read_truth()
 
     def run(self, folder: Path, seed: int, provenance: Mapping[str, object]) -> Table:

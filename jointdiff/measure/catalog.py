@@ -23,7 +23,7 @@ FLAGS = {
     8: "over 10 percent of the source's light is masked in an observed band",
     16: "shape undefined on more than half of the samples",
     32: "a band has correlated noise, but errors assume white noise",
-    64: "ground data were taken in by a solution that did not converge",
+    64: "ground data were in part taken in with the covariance of the prior, for the network's did not converge",
 }
 """The bits of the column ``flags``."""
 

@@ -39,6 +39,8 @@ def build_reconstructor(
     for kind, name, known in (("method", method, METHODS), ("mode", mode, MODES)):
         if name not in known:
             raise InputError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+    if method == "wiener" and mode != MODES[0]:
+        raise InputError(f"mode {mode} is of method diffusion: wiener takes all the data as they are")
     return Wiener(denoiser) if method == "wiener" else Diffusion(denoiser, evaluations, mode=mode)
 
 
@@ -70,5 +72,6 @@ def reconstruct(
     reconstructor = build_reconstructor(method, denoiser, evaluations, mode)
     field = pad_field(observations, grid, denoiser)
     check_size(field, num_samples, len(denoiser.bands), name)
+    reconstructor.check(field.observations, name)
     draws = reconstructor.sample(field.observations, field.grid, num_samples, NoiseStream(seed, name))
     return SkySamples(field.crop(draws.samples), field.crop(draws.mean), denoiser.bands, grid, denoiser.target_fwhm)

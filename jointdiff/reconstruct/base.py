@@ -70,6 +70,9 @@ class Reconstructor(ABC):
         made: dict[str, object] = {"version": version("jointdiff"), "seed": seed, "checkpoint": checkpoint}
         return made | {"method": self.method, "mode": self.mode, "evaluations": self.evaluations}
 
+    def check(self, observations: Sequence[Observation], label: str) -> None:  # noqa: B027
+        """Raises InputError, naming the field ``label``, for observations that the method cannot take."""
+
     @abstractmethod
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
         """``count`` samples of one sky (B = 1) that is periodic on the grid."""
@@ -88,7 +91,7 @@ def _single(observation: Observation, scene: slice) -> Observation:
     return replace(observation, frame=single, image=observation.image[scene], ivar=observation.ivar[scene])
 
 
-def chunks(count: int) -> Iterator[range]:
-    """Sample numbers 0 … count − 1 in runs of at most CHUNK."""
-    for start in range(0, count, CHUNK):
-        yield range(start, min(start + CHUNK, count))
+def chunks(count: int, most: int = CHUNK) -> Iterator[range]:
+    """Sample numbers 0 … count − 1 in runs of at most ``most``."""
+    for start in range(0, count, most):
+        yield range(start, min(start + most, count))

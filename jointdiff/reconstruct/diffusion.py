@@ -1,5 +1,6 @@
 """Diffusion: a denoiser that sees all the data, or VIS alone and is led by the rest (METHOD sections 6 and 7)."""
 
+import warnings
 from collections.abc import Sequence
 from copy import copy
 
@@ -7,12 +8,15 @@ import torch
 from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
-from jointdiff.diffusion.guidance import Factorized
+from jointdiff.diffusion.guidance import Factorized, divided
 from jointdiff.diffusion.solvers import DEFAULT, SOLVERS, fields_of, levels_of
-from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, chunks
+from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.scene import Grid, Observation
 
-MODES = ("amortized", "factorized")
+BATCH = {"amortized": CHUNK, "factorized": 4}
+"""Samples drawn at once in each mode: GMRES keeps some thirty fields for each."""
+
+MODES = tuple(BATCH)
 
 
 class Diffusion(Reconstructor):
@@ -35,6 +39,10 @@ class Diffusion(Reconstructor):
         self.mode: str = mode
         self._solver = solver
 
+    def check(self, observations: Sequence[Observation], label: str) -> None:
+        if self.mode == "factorized":
+            divided(observations, label)
+
     # Not inference_mode: forward.py keeps Fourier matrices, and training may later use those made here.
     @torch.no_grad()
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
@@ -53,7 +61,11 @@ class Diffusion(Reconstructor):
         solve = SOLVERS[self._solver]
         samples = [
             solve(residual, posterior, levels, stream.normal(numbers, shapes, posterior.mean))
-            for numbers in chunks(count)
+            for numbers in chunks(count, BATCH[self.mode])
         ]
         drawn = torch.cat(samples).to(observations[0].image.dtype)
-        return Draws(drawn, drawn.mean(0), guided is None or guided.convergence.converged)
+        converged = guided is None or guided.convergence.converged
+        if not converged:
+            text = "the ground data were in part taken in with the covariance of Γ, for the network's did not converge"
+            warnings.warn(f"{stream.name}: {text}", stacklevel=2)
+        return Draws(drawn, drawn.mean(0), converged)

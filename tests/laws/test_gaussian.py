@@ -184,6 +184,19 @@ def test_conjugate_gradient_stops_at_the_tolerance():
     assert len(calls) < 40
 
 
+def test_conjugate_gradient_stops_each_scene_by_itself():
+    """Its answer does not depend on what else is in the batch, to rounding."""
+    diagonal = torch.stack([torch.linspace(1, high, 50, dtype=torch.float64) for high in (2, 300)])
+    rhs = torch.ones(2, 50, dtype=torch.float64)
+
+    def solution(rows):
+        return conjugate_gradient(lambda x: diagonal[rows] * x, lambda r: r, rhs[rows], 0 * rhs[rows], 1e-2, 200)
+
+    both = solution([0, 1])
+    for row in (0, 1):
+        torch.testing.assert_close(both[[row]], solution([row]), rtol=1e-12, atol=1e-14)
+
+
 def test_coverage_is_the_own_precision_of_each_band():
     """Σ_o c_ob² T_oᵀ N⁻¹ T_o 1, against the dense matrices of each band alone, though filters see other bands too."""
     bands = (BANDS[0], Band("g", "lsst-g"), Band("i", "lsst-i"))

@@ -138,6 +138,23 @@ def test_gmres_solves_systems_that_are_not_symmetric():
     assert error[0] > 1e-3 and error[1] == 0
 
 
+def test_gmres_solves_each_system_by_itself():
+    """One that never converges, or has no finite image, changes no other."""
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.eye(12, dtype=torch.float64) + 0.1 * torch.randn(3, 12, 12, dtype=torch.float64, generator=generator)
+    matrix[2] = float("nan")
+    rhs = torch.randn(3, 12, dtype=torch.float64, generator=generator)
+
+    def solution(rows):
+        return gmres(lambda v: (matrix[rows] @ v.unsqueeze(-1)).squeeze(-1), rhs[rows], 1e-4, 9)
+
+    x, error = solution([0, 1, 2])
+    for row in (0, 1):
+        torch.testing.assert_close(x[[row]], solution([row])[0], rtol=1e-9, atol=1e-12)
+        assert error[row] <= 1e-4
+    assert not error[2] <= 1e-4
+
+
 def _field(grid: Grid, bands=(0, 1, 2)) -> list[Observation]:
     """One sky in float32: VIS on the grid's pixels and ground bands on coarser ones."""
     generator = torch.Generator().manual_seed(0)
