@@ -183,7 +183,7 @@ class SamplingConfig:
         evaluations: Evaluations of the network per sample.
     """
 
-    scenes: int = 96
+    scenes: int = 48
     cut_scenes: int = 24
     samples: int = 15
     evaluations: int = 8

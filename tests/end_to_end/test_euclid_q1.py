@@ -19,7 +19,7 @@ def output(request, real_data, tmp_path_factory):
         pytest.skip(f"no Euclid Q1 field: {scene} is absent")
     folder = tmp_path_factory.mktemp("q1")
     save_denoiser(untrained(), folder / "model")
-    options = f"--method {request.param} --num_samples 6 --evaluations 4 --checkpoint {folder / 'model'}".split()
+    options = f"--method {request.param} --num_samples 24 --evaluations 4 --checkpoint {folder / 'model'}".split()
     with (
         pytest.warns(UserWarning, match=r"VIS: PSF sums to 0\.9453 and is normalised"),
         pytest.warns(UserWarning, match=r"r: noise is correlated \(lag-1 0\.68"),
@@ -33,7 +33,7 @@ def test_every_band_is_reconstructed(output):
     """i and y were never observed: they are there, finite, and surer than nothing but less sure than VIS."""
     result = read_reconstruction(output[0] / "reconstruction.fits")
     assert [band.name for band in result.bands] == NAMES
-    assert result.samples.shape == (6, 6, 100, 100)
+    assert result.samples.shape == (24, 6, 100, 100)
     assert all(np.isfinite(cube).all() for cube in (result.mean, result.std, result.samples))
     noise = dict(zip(NAMES, np.median(result.std, axis=(1, 2)), strict=True))
     assert noise["VIS"] < noise["i"]

@@ -177,7 +177,7 @@ def test_a_network_is_guided_too():
     assert not torch.allclose(draws[0].samples, draws[1].samples, rtol=0.1)
 
 
-@pytest.mark.parametrize(("bands", "missing"), [((1, 2), "VIS"), ((0,), "ground")])
+@pytest.mark.parametrize(("bands", "missing"), [((1, 2), "VIS"), ((0,), "the ground")])
 def test_factorized_needs_vis_and_the_ground(bands, missing):
     grid = Grid.centred((16, 16), 0.1)
     denoiser = untrained([(band.name, band.filter) for band in BANDS])
