@@ -147,7 +147,7 @@ def test_a_bright_source_is_found_where_it_is(scene, model, tmp_path):
     ra, dec = read_field(scene).wcs.wcs_pix2world(source["x"], source["y"], 0)
     assert (source["ra"], source["dec"]) == pytest.approx((float(ra), float(dec)), abs=1e-8)
     njy = 10 ** (0.4 * (31.4 - 24.6))
-    # The aperture of 5 pixels holds 1 - exp(-5²/2²/2) = 0.956 of the PSF, and all of a source as sharp as the target PSF.
+    # 5 pixels hold 1 - exp(-5²/2²/2) = 0.956 of the PSF, and all of a source as sharp as the target PSF.
     assert 0.95 < source["aper_flux_VIS"] / (4000 * njy) < 1.01
     assert source["flux_ml_VIS"] == pytest.approx(source["flux_VIS"], rel=0.03)
     assert source["flux_VIS"] / (4000 * njy) == pytest.approx(0.94, abs=0.04), "some light is beyond the segment"
