@@ -20,6 +20,9 @@ Precision = Literal["auto", "no", "bf16"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
+FORMAT = 1
+"""Of a checkpoint: raised whenever the same weights would mean another denoiser."""
+
 _MAX_CONFIG = 1_000_000
 """Largest config.json that is read, bytes."""
 
@@ -31,6 +34,8 @@ def save_denoiser(denoiser: Denoiser, folder: str | Path) -> None:
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{tag}") for tag in ("new", "old"))
     try:
         denoiser.save_pretrained(new)
+        described = json.loads((new / CONFIG).read_text(encoding="utf-8")) | {"format": FORMAT}
+        (new / CONFIG).write_text(json.dumps(described, indent=2), encoding="utf-8")
         (new / "README.md").unlink(missing_ok=True)  # the hub's template, of no use here
         if folder.exists():
             os.replace(folder, old)
@@ -114,6 +119,8 @@ def _from_config(file: Path) -> Denoiser:
     if not isinstance(content, dict) or not set(keys) <= content.keys():
         missing = set(keys) - set(content) if isinstance(content, dict) else keys
         raise InputError(f"checkpoint: missing {', '.join(sorted(missing))} ({file})")
+    if content.get("format") != FORMAT:
+        raise InputError(f"checkpoint: format is {content.get('format')}, this version reads {FORMAT} ({file})")
     try:
         return Denoiser(**{key: content[key] for key in keys})
     except (TypeError, ValueError, RuntimeError, IndexError) as error:

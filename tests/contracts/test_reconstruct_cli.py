@@ -239,6 +239,8 @@ def _broken(model: Path, folder: Path, how: str) -> Path:
         config.write_text(json.dumps(content | {"widths": [24, 32]}))
     elif how == "other bands":
         config.write_text(json.dumps(content | {"bands": content["bands"][:2]}))
+    elif how == "other format":
+        config.write_text(json.dumps(content | {"format": 2}))
     elif how == "no denoiser":
         config.write_text(json.dumps(content | {"widths": "wide"}))
     return folder
@@ -255,6 +257,7 @@ def _broken(model: Path, folder: Path, how: str) -> Path:
         ("incomplete", r"missing pixel_scale \(.*config.json\)"),
         ("other network", r"is \(.*\), config.json says \(.*model.safetensors\)"),
         ("other bands", r"covariances is \(24, 3, 3\), config.json says \(24, 2, 2\)"),
+        ("other format", r"format is 2, this version reads 1 \(.*config.json\)"),
         ("no denoiser", r"not a denoiser: .*config.json\)"),
         ("not finite", r"covariances is not finite \(.*model.safetensors\)"),
     ],
