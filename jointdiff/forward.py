@@ -183,6 +183,10 @@ class ForwardModel:
         """Aᵀ y: images (B, h, w) to (B, C, H, W), exactly the transpose of the call."""
         return self._back(images, self.responses)
 
+    def normal(self, scene: Tensor, ivars: Sequence[Tensor]) -> Tensor:
+        """Aᵀ N⁻¹ A x, (B, C, H, W), of scenes (B, C, H, W) and inverse variances (B, h, w)."""
+        return self.adjoint([ivar * image for ivar, image in zip(ivars, self(scene), strict=True)])
+
     def coverage(self, weights: Sequence[Tensor]) -> Tensor:
         """Σ_o c_ob² T_oᵀ w_o T_o 1, (B, C, H, W), for A_o = T_o c_oᵀ: where each band was seen; weights: (B, h, w)."""
         flat = [transfer[:, :1, :1].real for transfer in self.transfers]  # T 1, a constant
@@ -241,15 +245,21 @@ def with_aliasing_floor(observation: Observation) -> Observation:
     """
     if observation.band.name != "VIS":
         return observation
-    ivar = observation.ivar.unsqueeze(1)
-    row = ivar.new_tensor([-0.5, 1.0, -0.5])
-    kernel = torch.outer(row, row)
-    around = torch.nn.functional.pad(observation.image.unsqueeze(1) * (ivar > 0), (1, 1, 1, 1), mode="replicate")
-    pattern = torch.nn.functional.conv2d(around, kernel[None, None]).abs()
+    ivar = observation.ivar
+    pattern, noise = filtered(observation.image * (ivar > 0), (-0.5, 1.0, -0.5))
+    pattern = pattern.abs()
     least = -torch.nn.functional.max_pool2d(-ivar, 3, stride=1, padding=1)  # zero beside a masked pixel, too
-    significant = pattern * least.sqrt() > ALIASING_SIGNIFICANCE * kernel.norm()
-    floor = ALIASING_FLOOR * torch.nn.functional.max_pool2d(pattern * significant, 7, stride=1, padding=3).squeeze(1)
-    return replace(observation, ivar=observation.ivar / (1 + observation.ivar * floor.square()))
+    significant = pattern * least.sqrt() > ALIASING_SIGNIFICANCE * noise
+    floor = ALIASING_FLOOR * torch.nn.functional.max_pool2d(pattern * significant, 7, stride=1, padding=3)
+    return replace(observation, ivar=ivar / (1 + ivar * floor.square()))
+
+
+def filtered(image: Tensor, row: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Images (B, h, w) under the 3 × 3 kernel row ⊗ row; and the deviation of unit white noise under it, a scalar."""
+    taps = image.new_tensor(row)
+    kernel = torch.outer(taps, taps)
+    around = torch.nn.functional.pad(image.unsqueeze(1), (1, 1, 1, 1), mode="replicate")
+    return torch.nn.functional.conv2d(around, kernel[None, None]).squeeze(1), kernel.norm()
 
 
 def with_colour_floor(observation: Observation, bands: Sequence[Band]) -> Observation:

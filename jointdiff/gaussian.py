@@ -268,8 +268,7 @@ class GaussianPosterior:
 
     def _operator(self, x: Tensor) -> Tensor:
         """The exact precision, Aᵀ N⁻¹ A x + Γ⁻¹ x / a²."""
-        images = [ivar * image for ivar, image in zip(self._ivars, self._model(x), strict=True)]
-        return self._model.adjoint(images) + field(apply(self.prior_precision, spectrum(x)), self.grid)
+        return self._model.normal(x, self._ivars) + field(apply(self.prior_precision, spectrum(x)), self.grid)
 
     def _solve(self, rhs: Tensor, start: Tensor) -> Tensor:
         return conjugate_gradient(self._operator, self._covariance, rhs, start, self._tolerance, self._max_steps)

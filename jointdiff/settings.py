@@ -10,6 +10,7 @@ from typing import Literal
 from jointdiff.errors import InputError
 
 Geometry = Literal["lsst", "hsc", "mer"]
+Precision = Literal["auto", "no", "bf16"]
 
 
 def require(condition: bool, key: str, value: object, expected: str) -> None:
@@ -159,7 +160,7 @@ class TrainingConfig:
     validation_cut_scenes: int = 6
     validation_samples: int = 8
     log_every: int = 20
-    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    mixed_precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         positive(self, "training.", "steps batch_size noise_levels learning_rate ema_halflife gradient_clip")

@@ -135,7 +135,7 @@ class Factorized:
 
     def _precision(self, x: Tensor) -> Tensor:
         """Aᵀ N⁻¹ A x of the ground data."""
-        return self._model.adjoint([o.ivar * seen for o, seen in zip(self._ground, self._model(x), strict=True)])
+        return self._model.normal(x, [o.ivar for o in self._ground])
 
     def _precise(self, x: Tensor, prior: Conditional) -> Tensor:
         """S⁻¹ x, of VIS and x_t."""

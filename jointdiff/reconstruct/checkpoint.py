@@ -7,7 +7,6 @@ import os
 import shutil
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -15,8 +14,7 @@ from safetensors.torch import load_file
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
-
-Precision = Literal["auto", "no", "bf16"]
+from jointdiff.settings import Precision
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointdiff.forward import fourier_sum, frequencies, gaussian_transfer, shift_phase
+from jointdiff.forward import filtered, fourier_sum, frequencies, gaussian_transfer, shift_phase
 from jointdiff.scene import Band, Frame, Grid, Observation
 from jointdiff.survey import Depth, load_survey
 from jointdiff.units import SIGMA_PER_FWHM
@@ -174,11 +174,8 @@ def significant_flux(image: Tensor, sky: Tensor, threshold: float = 5.0) -> Tens
     A pipeline's model for source Poisson noise. Noisy pixels themselves would give low ones the larger weight, and the
     noiseless image would tell the network the truth through the weights. sky: noise per pixel (B, 1, 1).
     """
-    row = image.new_tensor([0.25, 0.5, 0.25])
-    kernel = torch.outer(row, row)
-    around = torch.nn.functional.pad(image.unsqueeze(1), (1, 1, 1, 1), mode="replicate")
-    smooth = torch.nn.functional.conv2d(around, kernel[None, None]).squeeze(1)
-    return torch.where(smooth > threshold * kernel.norm() * sky, smooth, 0.0)
+    smooth, noise = filtered(image, (0.25, 0.5, 0.25))
+    return torch.where(smooth > threshold * noise * sky, smooth, 0.0)
 
 
 def _normal(shape, like: Tensor, generator: torch.Generator) -> Tensor:
