@@ -16,6 +16,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from jointdiff.diffusion.network import UNet
+from jointdiff.diffusion.symmetry import Symmetry, seen_through
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import Conditional, GaussianPosterior, GaussianPrior
 from jointdiff.scene import Band, Grid, Observation
@@ -119,21 +120,27 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         )
         power = posterior.data_precision.diagonal(dim1=-2, dim2=-1)  # (B, H, W//2 + 1, C)
         depth = power[:, 0, 0].view(len(power), -1, 1, 1)
-        present = (depth > 0).to(depth)
+        present = self._observed(observations).to(depth).view_as(depth)
         matched = power.mean((1, 2)).view_as(depth).clamp(min=1e-12).sqrt()
         variance = posterior.covariance.diagonal(dim1=-2, dim2=-1).mean((1, 2))
         noise = variance.sqrt().view_as(depth)
-        coverage = posterior.coverage * present
-        signal, matched_filter = posterior.mean / noise, posterior.weighted_data / matched * present
+        coverage = posterior.coverage
+        signal, matched_filter = posterior.mean / noise, posterior.weighted_data / matched
         maps = torch.cat([signal.asinh(), matched_filter.asinh(), coverage], dim=1)
         # Γ(0) and the depth at k = 0 tell how far the posterior widens to the prior where data are shallow or absent.
         prior = posterior.prior_precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).view_as(depth)
         gain = ((prior + depth) / (prior + depth * coverage.clamp(min=0))).sqrt()
         scalars = torch.log(posterior.amplitude.view(-1, 1) * depth.flatten(1).clamp(min=1e-12).sqrt()) / 4
-        scalars = torch.cat([scalars * present.flatten(1), present.flatten(1)], dim=1)
+        scalars = torch.cat([scalars * (depth.flatten(1) > 0), present.flatten(1)], dim=1)
         best = posterior.footprint.amax(1, keepdim=True)
         weight = torch.where(best.amax((-2, -1), keepdim=True) > 0, (2 * best - 0.5).clamp(0, 1), 1.0)
         return Conditioning(posterior, maps, scalars, noise, gain, weight)
+
+    def _observed(self, observations: Sequence[Observation]) -> Tensor:
+        """(B, C), true where a band has data of its own: a neighbour's may tell of it, too, through a colour term."""
+        seen = torch.stack([o.present for o in observations], dim=1)
+        own = [[o.band.name == band.name for o in observations] for band in self.bands]
+        return (seen.unsqueeze(1) & torch.tensor(own, device=seen.device)).any(-1)
 
     def inputs(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor, Conditional]:
         """Features (B, FIELDS · C, H, W) and scalars (B, 2C + 1) for the network, and the Gaussian p(x | x_t, y).
@@ -157,17 +164,20 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         scalars = torch.cat([torch.log(sigma / posterior.amplitude).unsqueeze(1) / 4, conditioning.scalars], dim=1)
         return features, scalars.expand(len(x_t), -1), given
 
-    def network_output(self, features: Tensor, scalars: Tensor) -> Tensor:
-        """F_θ (B, C, H, W), in local posterior standard deviations."""
+    def network_output(self, features: Tensor, scalars: Tensor, symmetries: Sequence[Symmetry] = ()) -> Tensor:
+        """F_θ (B, C, H, W), in local posterior standard deviations. symmetries: what each is seen through, or none."""
         with torch.autocast(features.device.type, self.network_dtype, enabled=self.network_dtype is not None):
-            return self.network(features, scalars)
+            if not symmetries:
+                return self.network(features, scalars)
+            return seen_through(symmetries, lambda seen: self.network(seen, scalars), features)
 
     def forward(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """D (B, C, H, W) for x_t (B, C, H, W) at σ (B,)."""
-        *inputs, given = self.inputs(x_t, sigma, conditioning)
-        return given.mean + given.colour(conditioning.scale * self.network_output(*inputs))
+        return conditioning.posterior.given(x_t, sigma).mean + self.correction(x_t, sigma, conditioning)
 
-    def correction(self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """D − μ (B, C, H, W): what the sampler integrates beside the Gaussian part."""
-        *inputs, given = self.inputs(x_t, sigma, conditioning)
-        return given.colour(conditioning.scale * self.network_output(*inputs))
+    def correction(
+        self, x_t: Tensor, sigma: Tensor, conditioning: Conditioning, symmetries: Sequence[Symmetry] = ()
+    ) -> Tensor:
+        """D − μ (B, C, H, W): what the sampler integrates beside the Gaussian part. symmetries: one each, or none."""
+        features, scalars, given = self.inputs(x_t, sigma, conditioning)
+        return given.colour(conditioning.scale * self.network_output(features, scalars, symmetries))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
-from jointdiff.diffusion.sampler import Residual, column
+from jointdiff.diffusion.sampler import column
+from jointdiff.diffusion.symmetry import Symmetry
 from jointdiff.errors import InputError
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import (
@@ -66,15 +67,16 @@ class Factorized:
     106, 1602.) Conjugate gradients solve it for C = S, and from there GMRES for C: C w is a vector–Jacobian product,
     and a network's C is not symmetric. Where GMRES fails, S stands in for C.
 
-    vis: the Gaussian posterior of VIS alone, residual: D − μ about it, differentiable in x_t. posterior: the Gaussian
-    posterior of all data, of the same amplitude; the sampler integrates about it. model, ground: the ground data.
+    vis: the Gaussian posterior of VIS alone; residual: D − μ about it, of (x_t, σ, symmetries), differentiable in x_t.
+    posterior: the Gaussian posterior of all data, of the same amplitude; the sampler integrates about it. model,
+    ground: the ground data.
     tolerance: error of δ, rms over all modes in posterior standard deviations; the few that the ground tells of may
     hold it all. steps: of GMRES, at most.
     """
 
     def __init__(
         self,
-        residual: Residual,
+        residual: Callable[[Tensor, Tensor, Sequence[Symmetry]], Tensor],
         vis: GaussianPosterior,
         posterior: GaussianPosterior,
         model: ForwardModel,
@@ -103,17 +105,17 @@ class Factorized:
         def posterior(seen: Sequence[Observation], steps: int) -> GaussianPosterior:
             return GaussianPosterior(denoiser.forward_model(seen, grid), seen, gamma, amplitude, max_steps=steps)
 
-        def residual(x_t: Tensor, sigma: Tensor) -> Tensor:
-            return denoiser.correction(x_t.to(single), sigma.to(single), conditioning).double()
+        def residual(x_t: Tensor, sigma: Tensor, symmetries: Sequence[Symmetry]) -> Tensor:
+            return denoiser.correction(x_t.to(single), sigma.to(single), conditioning, symmetries).double()
 
         prior, full = posterior(vis, denoiser.mean_steps), posterior([*vis, *ground], 50)
         return cls(residual, prior, full, denoiser.forward_model(ground, grid), ground)
 
-    def residual(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+    def residual(self, x_t: Tensor, sigma: Tensor, symmetries: Sequence[Symmetry] = ()) -> Tensor:
         """D′ − μ (B, C, H, W) about ``posterior``, for x_t (B, C, H, W) at σ (B,), or (1,) for samples of one sky."""
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
-            correction = self._residual(x_t, sigma)
+            correction = self._residual(x_t, sigma, symmetries)
         prior, full = self._vis.given(x_t.detach(), sigma), self.posterior.given(x_t.detach(), sigma)
         denoised = prior.mean + correction.detach()
         misfit = [o.ivar * (o.image - seen) for o, seen in zip(self._ground, self._model(denoised), strict=True)]

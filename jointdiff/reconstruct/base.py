@@ -91,7 +91,7 @@ def _single(observation: Observation, scene: slice) -> Observation:
     return replace(observation, frame=single, image=observation.image[scene], ivar=observation.ivar[scene])
 
 
-def chunks(count: int, most: int = CHUNK) -> Iterator[range]:
+def chunks(count: int, most: int) -> Iterator[range]:
     """Sample numbers 0 … count − 1 in runs of at most ``most``."""
     for start in range(0, count, most):
         yield range(start, min(start + most, count))

@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Sequence
 from copy import copy
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.diffusion.guidance import Factorized, divided
 from jointdiff.diffusion.solvers import DEFAULT, SOLVERS, fields_of, levels_of
+from jointdiff.diffusion.symmetry import Symmetry
 from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.scene import Grid, Observation
 
@@ -20,7 +21,7 @@ MODES = tuple(BATCH)
 
 
 class Diffusion(Reconstructor):
-    """Samples of the learned posterior; their mean is the posterior mean.
+    """Samples of the learned posterior, each through a symmetry of its own; their mean is the posterior mean.
 
     evaluations: of the network per sample, at least 3. solver: one of SOLVERS. mode: one of MODES; ``factorized`` takes
     derivatives of the network, which then computes in float32, and raises InputError for a sky without VIS.
@@ -48,21 +49,18 @@ class Diffusion(Reconstructor):
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
         if self.mode == "factorized":
             guided = Factorized.of(self.denoiser, observations, grid)
-            posterior, residual = guided.posterior, guided.residual
+            posterior, correction = guided.posterior, guided.residual
         else:
             guided, conditioning = None, self.denoiser.condition(observations, grid)
             posterior = conditioning.posterior
-
-            def residual(x_t: Tensor, sigma: Tensor) -> Tensor:
-                return self.denoiser.correction(x_t, sigma, conditioning)
-
+            correction = partial(self.denoiser.correction, conditioning=conditioning)
         levels = levels_of(self._solver, posterior, self.evaluations)
         shapes = [posterior.mean.shape[1:]] * fields_of(self._solver, levels)
-        solve = SOLVERS[self._solver]
-        samples = [
-            solve(residual, posterior, levels, stream.normal(numbers, shapes, posterior.mean))
-            for numbers in chunks(count, BATCH[self.mode])
-        ]
+        samples = []
+        for numbers in chunks(count, BATCH[self.mode]):
+            seen = [Symmetry.numbered(number, grid.shape, self.denoiser.network.stride) for number in numbers]
+            noise = stream.normal(numbers, shapes, posterior.mean)
+            samples.append(SOLVERS[self._solver](partial(correction, symmetries=seen), posterior, levels, noise))
         drawn = torch.cat(samples).to(observations[0].image.dtype)
         converged = guided is None or guided.convergence.converged
         if not converged:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from jointdiff.gaussian import GaussianPosterior
-from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, chunks
+from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.scene import Grid, Observation
 
 CONVERGED = 0.1
@@ -29,7 +29,7 @@ class Wiener(Reconstructor):
         mean = posterior.mean[0]
         shapes = [mean.shape, *(o.image.shape[1:] for o in observations)]
         samples = []
-        for numbers in chunks(count):
+        for numbers in chunks(count, CHUNK):
             scene, *data = stream.normal(numbers, shapes, mean)
             samples.append(posterior.perturbed(scene, data))
         return Draws(torch.cat(samples), mean)

@@ -10,6 +10,7 @@ from jointdiff.forward import ForwardModel, response, with_floors
 from jointdiff.simulate.galaxies import SourceSettings, draw_source
 from jointdiff.simulate.observe import GEOMETRIES, Conditions
 from jointdiff.survey import FILTERS, load_survey
+from tests.denoisers import untrained
 from tests.mocks import BANDS, LSST, STEADY, TARGET_FWHM, gaussian_stamp, library_of, simulator
 
 FILTER_NAMES = [band.filter for band in (*BANDS, *LSST)]
@@ -107,3 +108,17 @@ def test_images_agree_with_the_scene_within_the_floor(stamps):
         assert ruled.sum() > 1000
         assert float((square * floored.ivar)[ruled].mean()) < 1
         assert float((square * o.ivar)[ruled].mean()) > 2, "without the floor the images contradict the truth"
+
+
+def test_a_band_that_only_its_neighbours_tell_of_does_not_count_as_observed(odd_colours):
+    """LSST i holds some of the scene's z: i tells of z where z is missing, but the network learns that z is."""
+    source = simulator(("lsst",), STEADY, odd_colours)
+    drawn = source.draw(2, 0).observations
+    drawn[4] = replace(drawn[4], ivar=drawn[4].ivar * torch.tensor([0.0, 1.0]).view(2, 1, 1))
+    denoiser = untrained()
+    conditioning = denoiser.condition(drawn, source.grid)
+    depth = conditioning.posterior.data_precision[:, 0, 0, 4, 4]
+    assert 0 < depth[0] < 0.1 * depth[1]
+    logarithms, observed = conditioning.scalars.chunk(2, dim=1)
+    assert observed.tolist() == [[1, 1, 1, 1, 0, 1], [1] * 6]
+    assert (logarithms != 0).all()

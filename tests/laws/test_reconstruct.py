@@ -9,7 +9,7 @@ import torch
 from jointdiff.errors import InputError
 from jointdiff.forward import ForwardModel, with_aliasing_floor
 from jointdiff.gaussian import GaussianPosterior, apply, evidence_amplitude, field, spectrum
-from jointdiff.reconstruct import base
+from jointdiff.reconstruct import diffusion, wiener
 from jointdiff.reconstruct.api import reconstruct
 from jointdiff.reconstruct.base import NoiseStream, single_scenes
 from jointdiff.reconstruct.diffusion import Diffusion
@@ -102,7 +102,8 @@ def test_a_scene_is_the_same_in_any_order_and_chunk(method, monkeypatch):
     scale = float(alone.samples.std())
     after = [reconstructor.sample(s, TORUS, 5, NoiseStream(7, n)) for s, n in zip(scenes, "abc", strict=True)]
     torch.testing.assert_close(after[2].samples, alone.samples, rtol=0, atol=1e-4 * scale)
-    monkeypatch.setattr(base, "CHUNK", 2)
+    monkeypatch.setattr(wiener, "CHUNK", 2)
+    monkeypatch.setitem(diffusion.BATCH, "amortized", 2)
     chunked = reconstructor.sample(scenes[2], TORUS, 3, NoiseStream(7, "c"))
     torch.testing.assert_close(chunked.samples, alone.samples[:3], rtol=0, atol=1e-4 * scale)
     other = reconstructor.sample(scenes[2], TORUS, 3, NoiseStream(8, "c"))
