@@ -243,7 +243,7 @@ class GaussianPosterior:
         gamma: Tensor,
         amplitude: Tensor | None = None,
         tolerance: float = 0.03,
-        max_steps: int = 50,
+        max_steps: int = 100,
     ):
         ivars = [o.ivar for o in observations]
         self.grid = model.grid

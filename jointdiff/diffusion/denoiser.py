@@ -65,7 +65,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
     """Holds Γ, the bands, the pixel scale, the target PSF and the network: all that a checkpoint has to say.
 
     bands: ((name, filter), …). pixel_scale, target_fwhm: arcsec. wavenumbers: the number K of tabulated Γ(k).
-    widths, blocks: of the network (see UNet). mean_steps: conjugate-gradient steps for μ₀, which only preconditions.
+    widths, blocks: of the network (see UNet).
     """
 
     wavenumbers: Tensor
@@ -79,11 +79,10 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         wavenumbers: int,
         widths: Sequence[int],
         blocks: int,
-        mean_steps: int = 8,
     ):
         super().__init__()
         self.bands = tuple(Band(name, curve) for name, curve in bands)
-        self.pixel_scale, self.target_fwhm, self.mean_steps = pixel_scale, target_fwhm, mean_steps
+        self.pixel_scale, self.target_fwhm = pixel_scale, target_fwhm
         self.network_dtype: torch.dtype | None = None  # autocast of the network alone; the Gaussian part is float32
         count = len(self.bands)
         self.register_buffer("wavenumbers", torch.zeros(wavenumbers))
@@ -116,7 +115,6 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
             observations,
             self.prior.on(grid),
             amplitude,
-            max_steps=self.mean_steps,
         )
         power = posterior.data_precision.diagonal(dim1=-2, dim2=-1)  # (B, H, W//2 + 1, C)
         depth = power[:, 0, 0].view(len(power), -1, 1, 1)

@@ -102,13 +102,13 @@ class Factorized:
         vis, ground = ([o.to(torch.float64) for o in seen] for seen in (vis, ground))
         gamma = denoiser.prior.on(grid).double()
 
-        def posterior(seen: Sequence[Observation], steps: int) -> GaussianPosterior:
-            return GaussianPosterior(denoiser.forward_model(seen, grid), seen, gamma, amplitude, max_steps=steps)
+        def posterior(seen: Sequence[Observation]) -> GaussianPosterior:
+            return GaussianPosterior(denoiser.forward_model(seen, grid), seen, gamma, amplitude)
 
         def residual(x_t: Tensor, sigma: Tensor, symmetries: Sequence[Symmetry]) -> Tensor:
             return denoiser.correction(x_t.to(single), sigma.to(single), conditioning, symmetries).double()
 
-        prior, full = posterior(vis, denoiser.mean_steps), posterior([*vis, *ground], 50)
+        prior, full = posterior(vis), posterior([*vis, *ground])
         return cls(residual, prior, full, denoiser.forward_model(ground, grid), ground)
 
     def residual(self, x_t: Tensor, sigma: Tensor, symmetries: Sequence[Symmetry] = ()) -> Tensor:
