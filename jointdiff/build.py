@@ -147,7 +147,7 @@ WHOLE, CUT = "whole", "cut"
 FOLDERS = {WHOLE: "", CUT: "cut"}
 """Where a suite's catalog and figures lie in the folder of a validation or evaluation."""
 
-_PREFIXES = {WHOLE: "", CUT: "validation_cut/"}
+PREFIXES = {WHOLE: "", CUT: "validation_cut/"}
 """What a suite's tags in TensorBoard begin with."""
 
 
@@ -185,7 +185,7 @@ def validator(config: Config, accelerator):
     counts = (settings.validation_scenes, settings.validation_cut_scenes, settings.validation_samples)
     suites = validations(config, "validation", *counts, accelerator.device)
     writer = accelerator.get_tracker("tensorboard", unwrap=True)
-    titles = {f"{suite} scenes": _PREFIXES[suite] for suite in suites}
+    titles = {f"{suite} scenes": PREFIXES[suite] for suite in suites}
     dashboard.lay_out(writer, titles, config.bands, scoring.METHODS)
 
     def validate(denoiser, step: int) -> None:
@@ -194,7 +194,7 @@ def validator(config: Config, accelerator):
         for suite, trials in suites.items():
             report = trials.run(denoiser)
             figures = trials.figures(report)
-            scoring.log(report, figures, writer, step, _PREFIXES[suite])
+            scoring.log(report, figures, writer, step, PREFIXES[suite])
             scoring.write(report, figures, folder / FOLDERS[suite], made)
 
     return validate

@@ -62,11 +62,11 @@ _FREE = frozenset(
 
 _ENDING = """
 What was made, in {run}/:
-  model/             the denoiser: weights, Γ and configuration (no pickle)
+  model/             the denoiser: weights, Γ, configuration and calibration of its errors (no pickle)
   tensorboard/       losses, scores and pictures:   {tensorboard} --logdir {run}
   scenes/            three ready fields as an archive would serve them, with their truth
   reconstructions/   their posterior samples, catalogs and figures; catalog.fits holds all sources
-  evaluation/        scoreboard.txt, catalogs and figures of the tables above
+  evaluation/        scoreboard.txt, catalogs and figures of the tables above; calibration.ecsv, the last of them
 Next: look at reconstructions/lsst/figure.png; reconstruct a field of your own with
   {python} -m jointdiff reconstruct --scene YOUR/scene.yaml --checkpoint {run}/model --output OUT"""
 
@@ -284,6 +284,17 @@ def _calibration_for(config: ReconstructConfig, folder: Path, mode: str):
     return found
 
 
+def _evaluation_log(run: Path):
+    """A SummaryWriter beside the training's, whose charts it shares; what an earlier evaluation logged is removed."""
+    import shutil
+
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = run / "tensorboard" / "evaluation"
+    shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(str(folder))
+
+
 def evaluate(config: Config) -> None:
     """Score a trained run against the truth, beside the joint Wiener filter, on galaxies that it never saw."""
     from jointdiff.evaluate import validation
@@ -303,13 +314,17 @@ def evaluate(config: Config) -> None:
     key = "  ".join(f"{name}={value}" for name, value in made.items())
     if not (done.is_file() and done.read_text().startswith(key)):
         sampling, tables, device = config.sampling, [], denoiser.wavenumbers.device
+        writer = _evaluation_log(run)
         suites = build.validations(config, "test", sampling.scenes, sampling.cut_scenes, sampling.samples, device)
         for suite, trials in suites.items():
             report = trials.run(denoiser, progress=True, calibration=calibration)
-            validation.write(report, trials.figures(report), done.parent / build.FOLDERS[suite], provenance)
+            figures = trials.figures(report)
+            validation.write(report, figures, done.parent / build.FOLDERS[suite], provenance)
+            validation.log(report, figures, writer, config.training.steps, build.PREFIXES[suite])
             tables.append(
                 f"{len(trials.trials)} {suite} scenes, {sampling.samples} samples each\n{validation.table(report)}\n"
             )
+        writer.close()
         with atomic_path(done) as temporary:
             temporary.write_text("\n".join([f"{key}\n", *tables]))
     print(done.read_text().split("\n\n", 1)[1])

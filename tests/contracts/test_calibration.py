@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jointdiff import cli, config
+from jointdiff import build, cli, config
 from jointdiff.diffusion import guidance
 from jointdiff.errors import InputError
+from jointdiff.evaluate import conformal
 from jointdiff.io.products import merge_catalogs, read_catalog, write_catalog
 from jointdiff.measure.catalog import MODES_DISAGREE, measure
 from jointdiff.measure.conformal import FILE, Calibration, ErrorScales, quantities, read_calibration
 from jointdiff.measure.modes import ModeCheck
 from jointdiff.reconstruct.checkpoint import fingerprint, save_denoiser
+from jointdiff.settings import CalibrationConfig, Config
 from tests.contracts.test_catalog import NAMES, scene
 from tests.contracts.test_reconstruct_cli import BANDS, command, mistake, plant
 from tests.denoisers import untrained
@@ -207,3 +209,39 @@ def test_modes_that_disagree_are_flagged(copy, tmp_path, monkeypatch):
     alone, both = (read_catalog(tmp_path / name / "catalog.fits") for name in ("alone", "lax"))
     assert "MODETHR" not in alone.meta
     np.testing.assert_array_equal(alone["flux_VIS"], both["flux_VIS"])  # the check moves no number
+
+
+@pytest.fixture
+def fit(monkeypatch):
+    """Fits a calibration without drawing a sample: (settings, weights, old) → the new one, and what was measured."""
+
+    def call(settings: CalibrationConfig, weights: str, old=None, sources: int = 60):
+        measured: list[str] = []
+        monkeypatch.setattr(build, "_validation", lambda *args: measured.append(args[4]))
+        errors = replace(calibration().errors, scenes=settings.scenes, samples=settings.samples)
+        monkeypatch.setattr(conformal, "measure_errors", lambda *_: errors)
+        scenes = np.array_split(np.linspace(0, 1, sources), max(settings.mode_scenes, 1))
+        monkeypatch.setattr(conformal, "compare_modes", lambda *_: scenes)
+        return build.calibration(Config(calibration=settings), untrained(BANDS), weights, old), measured
+
+    return call
+
+
+def test_only_what_the_settings_change_is_measured_again(fit):
+    one, measured = fit(CalibrationConfig(48, 15, 20), "a")
+    assert measured == ["calibration", "modes"] and one.modes.scenes == 20 and one.modes.sources == 60
+    assert fit(CalibrationConfig(48, 15, 0), "a", one) == (one, []), "what was measured once is kept"
+    assert fit(CalibrationConfig(0, 15, 0), "a", one) == (one, [])
+    other, measured = fit(CalibrationConfig(48, 16, 20), "a", one)
+    assert measured == ["calibration"] and other.modes == one.modes and other.errors.samples == 16
+    fresh, measured = fit(CalibrationConfig(48, 15, 0), "b", one)
+    assert measured == ["calibration"] and fresh.weights == "b" and fresh.modes is None, (
+        "of other weights nothing is kept"
+    )
+    assert fit(CalibrationConfig(0, 15, 0), "b") == (Calibration("b", "amortized", 8, 0), [])
+
+
+def test_too_few_sources_to_compare_the_modes_on(fit):
+    told = "calibration.mode_scenes is 2: 9 sources, expected at least 50 for a false-alarm rate of 0.02"
+    with pytest.raises(InputError, match=told):
+        fit(CalibrationConfig(48, 15, 2), "a", sources=9)
