@@ -23,6 +23,7 @@ _HOMES = {
     "Denoiser": "diffusion.denoiser",
     "Reconstructor": "reconstruct.base",
     "load_denoiser": "reconstruct.checkpoint",
+    "read_calibration": "measure.conformal",
     "measure": "measure.catalog",
 }
 """The module of each public name; ``reconstruct`` is a package that can be called."""

@@ -6,8 +6,10 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+from jointdiff.errors import InputError
 from jointdiff.seeds import seed_of
 from jointdiff.settings import Config, require
 
@@ -49,8 +51,6 @@ def simulator(config: Config, split: str, margin: int | None = None, geometries=
 
     margin: scene pixels around the core that are composed but not observed.
     """
-    from dataclasses import replace
-
     from jointdiff.scene import Grid
     from jointdiff.simulate.compose import Crowding
     from jointdiff.simulate.library import load_library
@@ -147,7 +147,7 @@ WHOLE, CUT = "whole", "cut"
 FOLDERS = {WHOLE: "", CUT: "cut"}
 """Where a suite's catalog and figures lie in the folder of a validation or evaluation."""
 
-_PREFIXES = {WHOLE: "", CUT: "validation_cut/"}
+PREFIXES = {WHOLE: "", CUT: "validation_cut/"}
 """What a suite's tags in TensorBoard begin with."""
 
 
@@ -185,7 +185,7 @@ def validator(config: Config, accelerator):
     counts = (settings.validation_scenes, settings.validation_cut_scenes, settings.validation_samples)
     suites = validations(config, "validation", *counts, accelerator.device)
     writer = accelerator.get_tracker("tensorboard", unwrap=True)
-    titles = {f"{suite} scenes": _PREFIXES[suite] for suite in suites}
+    titles = {f"{suite} scenes": PREFIXES[suite] for suite in suites}
     dashboard.lay_out(writer, titles, config.bands, scoring.METHODS)
 
     def validate(denoiser, step: int) -> None:
@@ -194,10 +194,33 @@ def validator(config: Config, accelerator):
         for suite, trials in suites.items():
             report = trials.run(denoiser)
             figures = trials.figures(report)
-            scoring.log(report, figures, writer, step, _PREFIXES[suite])
+            scoring.log(report, figures, writer, step, PREFIXES[suite])
             scoring.write(report, figures, folder / FOLDERS[suite], made)
 
     return validate
+
+
+def calibration(config: Config, denoiser, weights: str, old=None, progress: bool = False):
+    """The Calibration of trained weights (their sha256), on validation scenes; what ``old`` holds and the settings
+    still ask for, or do not, is kept. Raises InputError for too few sources to compare the modes on.
+    """
+    from jointdiff.evaluate import conformal
+    from jointdiff.measure.conformal import Calibration
+
+    settings, device = config.calibration, denoiser.wavenumbers.device
+    found = Calibration(weights, "amortized", config.sampling.evaluations, config.seed)
+    kept = old if old and old == replace(found, errors=old.errors, modes=old.modes) else found
+    errors, modes = kept.errors, kept.modes
+    if settings.scenes and not (errors and (errors.scenes, errors.samples) == (settings.scenes, settings.samples)):
+        trials = _validation(config, "validation", settings.scenes, 0, "calibration", settings.samples, device)
+        errors = conformal.measure_errors(trials, denoiser, progress)
+    if settings.mode_scenes and not (modes and modes.scenes == settings.mode_scenes):
+        trials = _validation(config, "validation", settings.mode_scenes, 0, "modes", 2, device)
+        try:
+            modes = conformal.fit_check(conformal.compare_modes(trials, denoiser, progress))
+        except ValueError as error:
+            raise InputError(f"calibration.mode_scenes is {settings.mode_scenes}: {error}") from error
+    return replace(found, errors=errors, modes=modes)
 
 
 def number_of(config: Config, purpose: str, index: int) -> int:

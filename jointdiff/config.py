@@ -20,7 +20,8 @@ class ReconstructConfig:
         scene: A scene.yaml; repeat the option for more.
         output: Folder to write to, one folder a scene inside.
         method: How to reconstruct.
-        mode: How the diffusion method sees the data: all of them, or VIS alone, led by the ground's likelihood.
+        mode: How the diffusion method sees the data: all of them, or VIS alone, led by the ground's likelihood; both:
+            the first, and sources that a few samples of the second disagree on are flagged.
         num_samples: Posterior samples per scene.
         evaluations: Evaluations of the network per sample.
         seed: Seed of the samples.
@@ -30,7 +31,7 @@ class ReconstructConfig:
     scene: tuple[str, ...] = ()
     output: str = ""
     method: Literal["diffusion", "wiener"] = "diffusion"
-    mode: Literal["amortized", "factorized"] = "amortized"
+    mode: Literal["amortized", "factorized", "both"] = "amortized"
     num_samples: int = 32
     evaluations: int = 8
     seed: int = 0
@@ -54,16 +55,18 @@ PATIENCE = 24
 _VALIDATION = ("validate_every", "validation_scenes", "validation_cut_scenes", "validation_samples")
 _MONITORING = ("log_every", "checkpoint_every", *_VALIDATION)
 
-_FREE = frozenset(["resume", "run", "sampling", "library.workers", *(f"training.{name}" for name in _MONITORING)])
+_FREE = frozenset(
+    ["resume", "run", "sampling", "calibration", "library.workers", *(f"training.{name}" for name in _MONITORING)]
+)
 """Settings that may change within a run: they change nothing of what is learnt."""
 
 _ENDING = """
 What was made, in {run}/:
-  model/             the denoiser: weights, Γ and configuration (no pickle)
+  model/             the denoiser: weights, Γ, configuration and calibration of its errors (no pickle)
   tensorboard/       losses, scores and pictures:   {tensorboard} --logdir {run}
   scenes/            three ready fields as an archive would serve them, with their truth
   reconstructions/   their posterior samples, catalogs and figures; catalog.fits holds all sources
-  evaluation/        scoreboard.txt, catalogs and figures of the tables above
+  evaluation/        scoreboard.txt, catalogs and figures of the tables above; calibration.ecsv, the last of them
 Next: look at reconstructions/lsst/figure.png; reconstruct a field of your own with
   {python} -m jointdiff reconstruct --scene YOUR/scene.yaml --checkpoint {run}/model --output OUT"""
 
@@ -188,6 +191,8 @@ def train(config: Config) -> None:
     finished = bool(states) and states[-1].name == f"step_{config.training.steps:08d}"
     if finished and (run / "model").is_dir():
         accelerator.print(f"already trained: {run / 'model'}/")
+        if accelerator.is_main_process:  # a run may have been killed before
+            _calibrate(config, accelerator.device)
         return
     require(config.resume or not states, "resume", "off", f"--resume, or a --run without the unfinished {run}")
     set_seed(config.seed)
@@ -209,8 +214,27 @@ def train(config: Config) -> None:
     trackers = {"tensorboard": {"purge_step": trainer.progress.step + 1}}
     accelerator.init_trackers("tensorboard", _flat(asdict(config)), init_kwargs=trackers)
     trainer.run(config.seed, build.validator(config, accelerator) if accelerator.is_main_process else None)
+    if accelerator.is_main_process:
+        _calibrate(config, accelerator.device)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     accelerator.print(f"model in {run / 'model'}/, logs in {run / 'tensorboard'}/")
+
+
+def _calibrate(config: Config, device=None):
+    """The run's calibration.json, fitted where it is missing or of other settings or weights."""
+    from jointdiff.measure.conformal import read_calibration
+    from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
+
+    folder = Path(config.run) / "model"
+    try:
+        old = read_calibration(folder)
+    except InputError:  # of other weights, or broken: made again
+        old = None
+    new = build.calibration(config, load_denoiser(folder, device), fingerprint(folder), old, progress=True)
+    if new != old and (new.errors or new.modes):
+        new.write(folder)
+    return new
 
 
 def reconstruct(config: ReconstructConfig) -> None:
@@ -224,15 +248,51 @@ def reconstruct(config: ReconstructConfig) -> None:
     output = Path(config.output)
     require(output.is_dir() or not output.exists(), "output", output, "a folder")
     folder = checkpoint_folder(config.checkpoint)
-    reconstructor = build_reconstructor(config.method, load_denoiser(folder), config.evaluations, config.mode)
+    denoiser, both = load_denoiser(folder), config.mode == "both"
+    own = "amortized" if both else config.mode
+    reconstructor = build_reconstructor(config.method, denoiser, config.evaluations, own)
+    check = build_reconstructor(config.method, denoiser, config.evaluations, "factorized") if both else None
+    calibration = _calibration_for(config, folder, own)
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
-    jobs = [FieldJob(field, reconstructor, config.num_samples) for field in read_fields(config.scene)]
+    given = (reconstructor, config.num_samples, calibration, check)
+    jobs = [FieldJob(field, *given) for field in read_fields(config.scene)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs]
     merged = merge_catalogs(catalogs)
     write_catalog(output / "catalog.fits", merged, provenance)
     save_config(config, output / "reconstruct.yaml")
     print(f"{len(merged)} sources of {len(jobs)} field{'s' * (len(jobs) > 1)}: {output / 'catalog.fits'}")
+
+
+def _calibration_for(config: ReconstructConfig, folder: Path, mode: str):
+    """The checkpoint's calibration, if it is of samples drawn so; None where errors are stated raw."""
+    import warnings
+
+    from jointdiff.measure.conformal import FILE, read_calibration
+
+    if config.method != "diffusion":  # the factors are of the network's errors
+        return None
+    found, asked = read_calibration(folder), (mode, config.evaluations)
+    if config.mode == "both" and (found is None or found.modes is None or (found.mode, found.evaluations) != asked):
+        told = "none that says how far they may differ; evaluate.py --calibration.mode_scenes 24 writes one"
+        held = f"that of {found.evaluations} evaluations" if found and found.modes else told
+        raise InputError(f"mode both with {config.evaluations} evaluations: {folder / FILE} is {held}")
+    if found and (found.mode, found.evaluations) != asked:
+        fitted = f"{FILE} is of mode {found.mode} with {found.evaluations} evaluations"
+        warnings.warn(f"errors are stated raw: {fitted}, not of {mode} with {config.evaluations}", stacklevel=3)
+        return None
+    return found
+
+
+def _evaluation_log(run: Path):
+    """A SummaryWriter beside the training's, whose charts it shares; what an earlier evaluation logged is removed."""
+    import shutil
+
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = run / "tensorboard" / "evaluation"
+    shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(str(folder))
 
 
 def evaluate(config: Config) -> None:
@@ -245,21 +305,26 @@ def evaluate(config: Config) -> None:
     run = Path(config.run)
     _use_cores()
     _refuse_other_run(config, run)
-    denoiser = load_denoiser(run / "model")
+    denoiser, calibration = load_denoiser(run / "model"), _calibrate(config)
     done = run / "evaluation" / "scoreboard.txt"
     reconstructor = Diffusion(denoiser, config.sampling.evaluations)
     provenance = reconstructor.provenance(config.seed, fingerprint(run / "model"))
     made = {**provenance, **asdict(config.sampling), "simulation": build.digest(config)}
+    made["calibration"] = calibration.sha256
     key = "  ".join(f"{name}={value}" for name, value in made.items())
     if not (done.is_file() and done.read_text().startswith(key)):
         sampling, tables, device = config.sampling, [], denoiser.wavenumbers.device
+        writer = _evaluation_log(run)
         suites = build.validations(config, "test", sampling.scenes, sampling.cut_scenes, sampling.samples, device)
         for suite, trials in suites.items():
-            report = trials.run(denoiser, progress=True)
-            validation.write(report, trials.figures(report), done.parent / build.FOLDERS[suite], provenance)
+            report = trials.run(denoiser, progress=True, calibration=calibration)
+            figures = trials.figures(report)
+            validation.write(report, figures, done.parent / build.FOLDERS[suite], provenance)
+            validation.log(report, figures, writer, config.training.steps, build.PREFIXES[suite])
             tables.append(
                 f"{len(trials.trials)} {suite} scenes, {sampling.samples} samples each\n{validation.table(report)}\n"
             )
+        writer.close()
         with atomic_path(done) as temporary:
             temporary.write_text("\n".join([f"{key}\n", *tables]))
     print(done.read_text().split("\n\n", 1)[1])

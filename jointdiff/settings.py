@@ -196,6 +196,27 @@ class SamplingConfig:
         require(self.evaluations >= 3, "sampling.evaluations", self.evaluations, "at least 3")
 
 
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """calibration.json beside the weights: fitted after training, on galaxies that neither training nor scores see.
+
+    Attributes:
+        scenes: Simulated scenes that the factors of stated errors are fitted on; 0 fits none.
+        samples: Samples per scene.
+        mode_scenes: Scenes on which both modes are compared, for reconstruct's --mode both; each takes as long as
+            some 40 others; 0 for none.
+    """
+
+    scenes: int = 48
+    samples: int = 15
+    mode_scenes: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("scenes", "mode_scenes"):
+            require(getattr(self, name) >= 0, f"calibration.{name}", getattr(self, name), "at least 0")
+        require(self.samples >= 2, "calibration.samples", self.samples, "at least 2, whose scatter is the error")
+
+
 def _demo_filters() -> dict[str, str]:
     return {"VIS": "VIS"} | {band: f"hsc-{band}" for band in "grizy"}
 
@@ -221,6 +242,7 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     resume: bool = False
 
     def __post_init__(self) -> None:

@@ -16,8 +16,19 @@ from jointdiff.forward import ForwardModel
 from jointdiff.io.products import read_truth, write_catalog, write_reconstruction
 from jointdiff.io.scene_files import Field
 from jointdiff.io.wcs import sky_position
-from jointdiff.measure.catalog import CORRELATED_NOISE, NOT_CONVERGED, find_sources, measure
+from jointdiff.measure.catalog import (
+    CORRELATED_NOISE,
+    MODES_DISAGREE,
+    NOT_CONVERGED,
+    MeasureSettings,
+    find_sources,
+    measure,
+)
+from jointdiff.measure.conformal import Calibration
 from jointdiff.measure.data_checks import Data
+from jointdiff.measure.detection import Segments
+from jointdiff.measure.modes import disagreement
+from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
 
@@ -25,16 +36,28 @@ from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
 class FieldJob:
     """A field that is ready to be reconstructed: everything that can be wrong with it was checked.
 
+    calibration: of the reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration
+    says; None for no check.
     Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
     """
 
-    def __init__(self, field: Field, reconstructor: Reconstructor, count: int):
+    def __init__(
+        self,
+        field: Field,
+        reconstructor: Reconstructor,
+        count: int,
+        calibration: Calibration | None = None,
+        check: Reconstructor | None = None,
+    ):
         self.field, self._reconstructor, self._count = field, reconstructor, count
+        self._calibration, self._check = calibration, check
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
         check_size(self.padded, count, len(self.names), f"{field.name} ({field.path})")
-        reconstructor.check(self.padded.observations, f"{field.name} ({field.path})")
+        for method in (reconstructor, check):
+            if method is not None:
+                method.check(self.padded.observations, f"{field.name} ({field.path})")
         self.truth = self._read_truth()
 
     def run(self, folder: Path, seed: int, provenance: Mapping[str, object]) -> Table:
@@ -45,7 +68,7 @@ class FieldJob:
         draws = self._reconstructor.sample(padded.observations, padded.grid, self._count, stream)
         seconds = time.perf_counter() - start
         model = self._reconstructor.denoiser.forward_model(padded.observations, padded.grid)
-        catalog = self._measure(draws, model)
+        catalog = self._measure(draws, model, stream)
         samples, mean = padded.crop(draws.samples).cpu(), padded.crop(draws.mean).cpu()
         std = samples.std(0)
         denoiser = self._reconstructor.denoiser
@@ -70,7 +93,7 @@ class FieldJob:
         )
         return catalog
 
-    def _measure(self, draws: Draws, model: ForwardModel) -> Table:
+    def _measure(self, draws: Draws, model: ForwardModel, stream: NoiseStream) -> Table:
         """The catalog, in pixels of the core: measured on the padded grid, where the data have their full model."""
         padded, denoiser, names = self.padded, self._reconstructor.denoiser, self.names
         scale, fwhm, weight = padded.core.scale, denoiser.target_fwhm, padded.weight
@@ -87,7 +110,10 @@ class FieldJob:
             data=data,
             segments=segments,
             target_fwhm=fwhm,
+            calibration=self._calibration,
         )
+        if self._check is not None:
+            self._compare(catalog, draws, segments, stream)
         catalog["flags"] |= CORRELATED_NOISE * bool(padded.correlated) | NOT_CONVERGED * (not draws.converged)
         catalog["y"] -= padded.corner[0]
         catalog["x"] -= padded.corner[1]
@@ -97,6 +123,18 @@ class FieldJob:
             sky = sky_position(self.field.wcs, pixels, reference, self.field.sources[reference])
             catalog["ra"][:], catalog["dec"][:] = sky.T
         return catalog
+
+    def _compare(self, catalog: Table, draws: Draws, segments: Segments, stream: NoiseStream) -> None:
+        """Flag the sources on which the other mode disagrees in an observed band, and say so in the header."""
+        assert self._check and self._calibration and self._calibration.modes, "a check without a threshold"
+        padded, known = self.padded, self._calibration.modes
+        other = self._check.sample(padded.observations, padded.grid, known.samples[1], stream)
+        radius, shape = MeasureSettings().aperture / padded.core.scale, segments.labels.shape
+        circles = aperture_map(segments.x, segments.y, radius, shape)
+        ours, theirs = (fluxes(samples.cpu(), circles).numpy() for samples in (draws.samples, other.samples))
+        seen = [self.names.index(name) for name in {o.band.name for o in padded.observations}]
+        catalog["flags"] |= MODES_DISAGREE * (disagreement(ours, theirs, seen) > known.threshold)
+        catalog.meta.update(MODETHR=known.threshold, MODERATE=known.measured_rate, MODENSMP=known.samples[1])
 
     @torch.no_grad()
     def _chi2(self, samples: Tensor, model: ForwardModel) -> str:

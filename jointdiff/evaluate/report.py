@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from jointdiff.evaluate.calibration import COVERAGE_LEVEL
-from jointdiff.evaluate.scores import EDGE, MIN_SNR, Scores
+from jointdiff.evaluate.scores import EDGE, MIN_SNR, SCALED, Scores
 from jointdiff.evaluate.sources import APERTURE, REFERENCE, WIDE_APERTURE
 
 COLUMNS = (
@@ -24,6 +24,7 @@ COLUMNS = (
 """Heading, number and format."""
 
 _WIDTH = 10
+_SCALED = "  scaled"
 
 _NOTES = (
     "Error of images: median over scenes with a source; pooled over all. CRPS/sd: over the reference's deviation.",
@@ -31,11 +32,13 @@ _NOTES = (
     f"width 1, coverage {COVERAGE_LEVEL:.1%}.",
     "95 %: interval of the ratio above it, by a bootstrap over scenes, the same ones for both methods.",
 )
+_SCALED_NOTE = "scaled: with the errors of catalogs, times the factors of the checkpoint's calibration.json."
 _EDGE_NOTE = f"edge: sources within {WIDE_APERTURE:g}″ of where the data end; they count in no other row."
 
 
 def format_table(scores: Scores, bands: Sequence[str], reference: str = REFERENCE) -> str:
-    """For each band a row per method and, below it, its ratio to the reference with the 95 % interval.
+    """For each band a row per method and, below it, what the scaled errors score, if they are, and its ratio to the
+    reference with the 95 % interval.
 
     Sources at the edge of the scored core follow in a part of their own, where there are any.
     """
@@ -49,7 +52,8 @@ def format_table(scores: Scores, bands: Sequence[str], reference: str = REFERENC
         for name, method, cells in [header, *rows]
     ]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join([*lines, *_NOTES, *([_EDGE_NOTE] if edge else [])])
+    scaled = any(method == _SCALED for _, method, _ in rows)
+    return "\n".join([*lines, *_NOTES, *([_SCALED_NOTE] if scaled else []), *([_EDGE_NOTE] if edge else [])])
 
 
 def _band_rows(scores: Scores, name: str, reference: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -58,6 +62,8 @@ def _band_rows(scores: Scores, name: str, reference: str) -> Iterator[tuple[str,
         row = bands[name]
         cells = [_cell(form, row.get(key, math.nan)) for _, key, form in COLUMNS]
         yield "" if number else name, method, cells
+        if any(key + SCALED in row for _, key, _ in COLUMNS):
+            yield "", _SCALED, [_cell(form, row.get(key + SCALED, math.nan)) for _, key, form in COLUMNS]
         if method != reference:
             ratio, low, high = (
                 [_ratio(row.get(f"{key}_ratio{end}", math.nan)) for _, key, _ in COLUMNS]

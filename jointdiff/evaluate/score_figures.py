@@ -13,7 +13,7 @@ import numpy as np
 
 from jointdiff.evaluate import calibration
 from jointdiff.evaluate.figures import FAINT, INK, clean
-from jointdiff.evaluate.scores import Binned
+from jointdiff.evaluate.scores import SCALED, Binned
 from jointdiff.evaluate.sources import APERTURE, Sources
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ def binned_figure(scores: Binned, edges: Sequence[float], names: Sequence[str], 
                 axes.axhline(ideal, color=FAINT, lw=0.9, zorder=0)
             for colour, (method, bands) in zip(PALETTE, scores.items(), strict=False):
                 axes.plot(places, bands[name][key], "o-", ms=4, lw=1.4, color=colour, label=method)
+                if key + SCALED in bands[name]:
+                    line = {"color": colour, "label": f"{method}, scaled"}
+                    axes.plot(places, bands[name][key + SCALED], "o--", ms=4, lw=1.1, mfc="white", **line)
             if key != "pull_width":
                 axes.yaxis.set_major_formatter(PercentFormatter(1))
             axes.set_xticks(places, labels)
@@ -108,7 +111,7 @@ def binned_figure(scores: Binned, edges: Sequence[float], names: Sequence[str], 
         axes.set_xlabel(f"observed {observed}")
     for axes in grid[:, 1:].flat:
         axes.set_ylim(bottom=0)
-    grid[0, 1].legend(frameon=False, fontsize=9)
+    grid[0, 2].legend(frameon=False, fontsize=9)
     return figure
 
 

@@ -13,7 +13,13 @@ from jointdiff.evaluate.sources import Measured, Sources
 MIN_SNR = 5.0
 """Relative flux errors are scored for sources this significant in the reference; all else for every source."""
 
-INTERVALS = ("flux_bias", "flux_bias_wide", "pull_median", "pull_width", "coverage")
+SCALED = "_scaled"
+"""Ending of a number of the errors as scaled by the calibration, beside that of the raw ones."""
+
+INTERVALS = (
+    *("flux_bias", "flux_bias_wide", "pull_median", "pull_width", "coverage"),
+    *("pull_width" + SCALED, "coverage" + SCALED),
+)
 """Numbers that have a 95 % interval, …_low and …_high."""
 
 RATIOS = ("image_error_typical", "image_error", "flux_scatter", "crps", "crps_relative")
@@ -100,15 +106,16 @@ def score(sources: Sources, rng: np.random.Generator) -> Scores:
 def score_by(sources: Sources, observed: np.ndarray, edges: Sequence[float], rng: np.random.Generator) -> Binned:
     """Bias, scatter, pull_width, coverage and number of sources, by what was observed of each source and band.
 
-    observed: (N, C), as sources.magnitude or sources.snr, never the truth. Each number is (len(edges) - 1,), NaN in
-    bins of fewer than LEAST sources; sources at the edge of the scored core are left out.
+    …_scaled: of the errors as scaled, for a method whose errors are. observed: (N, C), as sources.magnitude or
+    sources.snr, never the truth. Each number is (len(edges) - 1,), NaN in bins of fewer than LEAST sources; sources at
+    the edge of the scored core are left out.
     """
     scores: Binned = {method: {} for method in sources.estimates}
     for method, measured in sources.estimates.items():
         for band, name in enumerate(sources.names):
             samples, truth = measured.samples[..., band], sources.truth.point[:, band]
-            pulls = calibration.pulls(samples, truth)
-            covered = calibration.covered(calibration.ranks(samples, truth, rng), len(samples), rng)
+            pulls, stretch = calibration.pulls(samples, truth), measured.stretch[:, band]
+            covered, held = _covered(samples, truth, stretch, rng)
             rows = []
             for inside in accuracy.bins(observed[:, band], edges):
                 inside = inside & ~sources.edge
@@ -116,6 +123,9 @@ def score_by(sources: Sources, observed: np.ndarray, edges: Sequence[float], rng
                 row = {"bias": accuracy.bias(point, real), "scatter": accuracy.scatter(point, real)}
                 row["pull_width"] = calibration.pull_width(pulls[inside], len(samples))
                 row["coverage"] = _mean(covered[inside])
+                if np.isfinite(stretch).any():
+                    row["pull_width" + SCALED] = calibration.pull_width((pulls / stretch)[inside], len(samples))
+                    row["coverage" + SCALED] = _mean(held[inside])
                 enough = inside.sum() >= LEAST
                 rows.append({key: value if enough else math.nan for key, value in row.items()})
                 rows[-1]["sources"] = float(inside.sum())
@@ -140,20 +150,29 @@ def _flux_statistics(
         "sources_bright": (_count, narrow),
     }
     found = {key: Statistic(f, arrays, bright, draws.by_source) for key, (f, arrays) in relative.items()}
-    found |= _spread_statistics(samples, truth, group, draws, rng)
+    found |= spread_statistics(samples, truth, measured.stretch[:, band], group, draws, rng)
     # In units of the reference's posterior deviation of each source, faint and bright ones count alike.
     deviation = sources.estimates[sources.reference].samples[..., band].std(0, ddof=1)
     found["crps_relative"] = Statistic(_mean, (found["crps"].arrays[0] / deviation,), group, draws.by_source)
     return found
 
 
-def _spread_statistics(
-    samples: np.ndarray, truth: np.ndarray, group: np.ndarray, draws: accuracy.Resamples, rng: np.random.Generator
+def spread_statistics(
+    samples: np.ndarray,
+    truth: np.ndarray,
+    stretch: np.ndarray,
+    group: np.ndarray,
+    draws: accuracy.Resamples,
+    rng: np.random.Generator,
 ) -> dict[str, Statistic]:
-    """Scores of samples (S, N) against truth (N,), for the sources of a group (N,)."""
+    """Scores of samples (S, N) against truth (N,), for the sources of a group (N,).
+
+    stretch: (N,) factors of the stated errors; where there are any, pull width and coverage are scored of the samples
+    spread by as much about their mean, too.
+    """
     count = len(samples)
     pulls = calibration.pulls(samples, truth)
-    covered = calibration.covered(calibration.ranks(samples, truth, rng), count, rng)
+    covered, held = _covered(samples, truth, stretch, rng)
 
     def width(values: np.ndarray) -> float:
         return calibration.pull_width(values, count)
@@ -161,13 +180,26 @@ def _spread_statistics(
     def of(function: Callable[..., float], values: np.ndarray, chosen: np.ndarray = group) -> Statistic:
         return Statistic(function, (values,), chosen, draws.by_source)
 
-    return {
+    found = {
         "crps": of(_mean, calibration.crps(samples, truth)),
         "pull_median": of(_median, pulls, group & np.isfinite(pulls)),
         "pull_width": of(width, pulls),
         "coverage": of(_mean, covered),
         "sources": of(_count, truth),
     }
+    if np.isfinite(stretch).any():
+        found |= {"pull_width" + SCALED: of(width, pulls / stretch), "coverage" + SCALED: of(_mean, held)}
+    return found
+
+
+def _covered(
+    samples: np.ndarray, truth: np.ndarray, stretch: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which truths (N,) the samples (S, N) cover as they are, and spread by ``stretch`` about their mean."""
+    own = rng.spawn(1)[0]  # raw numbers are the same with and without scaled ones
+    mean, count = samples.mean(0), len(samples)
+    raw = calibration.covered(calibration.ranks(samples, truth, rng), count, rng)
+    return raw, calibration.covered(calibration.ranks(mean + stretch * (samples - mean), truth, own), count, own)
 
 
 def _image_statistics(
@@ -188,9 +220,9 @@ def _shape_statistics(
     shapes = {"r50": (measured.r50, sources.truth.r50[0])}
     shapes |= {f"e{i + 1}": (measured.shape[..., i], sources.truth.shape[0, :, i]) for i in (0, 1)}
     rows = {}
-    for name, (samples, truth) in shapes.items():
+    for stretch, (name, (samples, truth)) in zip(measured.shape_stretch.T, shapes.items(), strict=True):
         defined = np.isfinite(samples).all(0) & np.isfinite(truth)
-        rows[name] = _spread_statistics(samples, truth, group & defined, draws, rng)
+        rows[name] = spread_statistics(samples, truth, stretch, group & defined, draws, rng)
         rows[name]["defined"] = Statistic(_mean, (defined.astype(float),), group, draws.by_source)
     return rows
 

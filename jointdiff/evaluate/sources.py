@@ -15,6 +15,7 @@ from jointdiff import units
 from jointdiff.errors import InputError
 from jointdiff.evaluate import accuracy
 from jointdiff.measure.catalog import find_sources, measure_images, shape_image
+from jointdiff.measure.conformal import ErrorScales, quantities
 from jointdiff.measure.data_checks import Data
 from jointdiff.measure.detection import DetectionSettings, Segments
 from jointdiff.measure.photometry import aperture_map, fluxes
@@ -54,6 +55,8 @@ class Measured:
 
     point, wide: aperture fluxes (N, C) of the mean, nJy. samples: aperture fluxes (S, N, C). r50: (S, N), arcsec.
     shape: (S, N, 2). chi2: Σ r²/σ² of samples and number of pixels, (scenes, C, 2). norms: (scenes, 2, C).
+    stretch, shape_stretch: factors of the stated errors, of aperture fluxes (N, C) and of r50, e1 and e2 (N, 3); NaN
+    for a method without.
     """
 
     point: np.ndarray
@@ -63,6 +66,8 @@ class Measured:
     shape: np.ndarray
     norms: np.ndarray
     chi2: np.ndarray
+    stretch: np.ndarray
+    shape_stretch: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,12 @@ def measure_scenes(
     scale: float = 0.1,
     reference: str = REFERENCE,
     detection: DetectionSettings | None = None,
+    scales: Mapping[str, ErrorScales] | None = None,
 ) -> Sources:
     """Find sources on the reference method and measure them in every method and in the truth.
 
     names: the C bands'; scale: arcsec per pixel. Every method must have drawn equally many samples in each scene.
+    scales: method → factors of its stated errors.
     Raises InputError when a scene lacks the reference, or there is no scene.
     """
     if not scenes:
@@ -120,7 +127,8 @@ def measure_scenes(
         sizes = scale * half_light_radius(shape_image(base.mean[None], names), segments)[0]
         every = {"": Estimate(scene.truth[None], scene.truth), **scene.estimates}
         for method, estimate in every.items():
-            collected.setdefault(method, []).append(_measure(estimate, scene, names, segments, sizes, scale))
+            errors = (scales or {}).get(method)
+            collected.setdefault(method, []).append(_measure(estimate, scene, names, segments, sizes, scale, errors))
         owners.append(np.full(len(segments), number))
         edges.append(_at_edge(segments, scene.weight, WIDE_APERTURE / scale))
     joined = {method: _join(parts) for method, parts in collected.items()}
@@ -140,7 +148,13 @@ def _at_edge(segments: Segments, weight: np.ndarray | None, radius: float) -> np
 
 
 def _measure(
-    estimate: Estimate, scene: ScoredScene, names: Sequence[str], segments: Segments, sizes: np.ndarray, scale: float
+    estimate: Estimate,
+    scene: ScoredScene,
+    names: Sequence[str],
+    segments: Segments,
+    sizes: np.ndarray,
+    scale: float,
+    errors: ErrorScales | None,
 ) -> Measured:
     shape = segments.labels.shape
     narrow, wide = (aperture_map(segments.x, segments.y, r / scale, shape) for r in (APERTURE, WIDE_APERTURE))
@@ -154,7 +168,19 @@ def _measure(
         measured.shape,
         accuracy.image_norms(mean.numpy(), scene.truth.cpu().numpy(), scene.weight)[None],
         _residuals(estimate, scene.data, len(names))[None],
+        *_stretches(measured.aperture, names, errors),
     )
+
+
+def _stretches(fluxes_: np.ndarray, names: Sequence[str], errors: ErrorScales | None) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of the errors of aperture fluxes (S, K, C), and of shapes, as the catalog would look them up."""
+    _, count, channels = fluxes_.shape
+    if errors is None:
+        return np.full((count, channels), np.nan), np.full((count, 3), np.nan)
+    columns = [f"aper_flux_{name}" for name in names]
+    snr = dict(zip(columns, (fluxes_.mean(0) / fluxes_.std(0, ddof=1)).T, strict=True))
+    factors = {q.column: errors.of(q.column, snr[q.light]) for q in quantities(names) if q.light in snr}
+    return np.stack([factors[c] for c in columns], 1), np.stack([factors[c] for c in ("r50", "e1", "e2")], 1)
 
 
 def _residuals(estimate: Estimate, data: Data | None, channels: int) -> np.ndarray:

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.evaluate import dashboard
+from jointdiff.evaluate.bars import format_bars, judge
 from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
 from jointdiff.evaluate.report import format_table
 from jointdiff.evaluate.score_figures import binned_figure, photometry_figure
 from jointdiff.evaluate.scores import Binned, Scores, score, score_by
 from jointdiff.evaluate.sources import Estimate, ScoredScene, Sources, measure_scenes
+from jointdiff.io.atomic import atomic_path
 from jointdiff.io.products import merge_catalogs, write_catalog
 from jointdiff.measure.catalog import measure
+from jointdiff.measure.conformal import Calibration
 from jointdiff.measure.data_checks import Data
 from jointdiff.reconstruct.base import NoiseStream, Reconstructor, single_scenes
 from jointdiff.reconstruct.diffusion import Diffusion
@@ -54,7 +57,8 @@ class Trial:
 class Report:
     """What a validation found.
 
-    by_magnitude, by_snr: the scores in bins, MAGNITUDES and SNRS. catalogs: METHOD's, one per scene.
+    by_magnitude, by_snr: the scores in bins, MAGNITUDES and SNRS. bars: METHOD's errors against what they are to meet.
+    catalogs: METHOD's, one per scene.
     """
 
     scenes: list[ScoredScene]
@@ -62,6 +66,7 @@ class Report:
     scores: Scores
     by_magnitude: Binned
     by_snr: Binned
+    bars: Table
     catalogs: list[Table]
 
 
@@ -84,8 +89,8 @@ class Validation:
         self.grid, self.samples, self.evaluations, self.seed = grid, samples, evaluations, seed
         self._wiener: dict[str, Estimate] = {}  # Γ is fixed during training
 
-    def run(self, denoiser: Denoiser, progress: bool = False) -> Report:
-        """Sample every scene, measure and score it. progress: show a bar."""
+    def run(self, denoiser: Denoiser, progress: bool = False, calibration: Calibration | None = None) -> Report:
+        """Sample every scene, measure and score it. progress: show a bar. calibration: whose errors are scored, too."""
         from rich.progress import track
 
         scenes, catalogs = [], []
@@ -99,12 +104,15 @@ class Validation:
             scenes.append(ScoredScene(trial.name, trial.truth, estimates, self.weight, data))
             names = [band.name for band in denoiser.bands]
             scale, weight = self.grid.scale, self.weight
-            catalogs.append(measure(ours.samples, names, trial.name, scale, weight=weight, data=data))
-        sources = measure_scenes(scenes, names, self.grid.scale)
+            given = {"weight": weight, "data": data, "calibration": calibration}
+            catalogs.append(measure(ours.samples, names, trial.name, scale, **given))
+        scales = {METHOD: calibration.errors} if calibration and calibration.errors else {}
+        sources = measure_scenes(scenes, names, self.grid.scale, scales=scales)
         scores = score(sources, np.random.default_rng(self.seed))
         by_magnitude = score_by(sources, sources.magnitude, MAGNITUDES, np.random.default_rng(self.seed))
         by_snr = score_by(sources, sources.snr, SNRS, np.random.default_rng(self.seed))
-        return Report(scenes, sources, scores, by_magnitude, by_snr, catalogs)
+        bars = judge(sources, METHOD, np.random.default_rng(self.seed))
+        return Report(scenes, sources, scores, by_magnitude, by_snr, bars, catalogs)
 
     def _estimate(self, method: Reconstructor, trial: Trial) -> Estimate:
         draws = method.sample(trial.observations, self.grid, self.samples, NoiseStream(self.seed, trial.name))
@@ -133,8 +141,8 @@ class Validation:
 
 
 def table(report: Report) -> str:
-    """The printed scoreboard: METHOD beside the joint Wiener filter."""
-    return format_table(report.scores, report.sources.names)
+    """The printed scoreboard: METHOD beside the joint Wiener filter; below it METHOD's errors against their bars."""
+    return f"{format_table(report.scores, report.sources.names)}\n\n{format_bars(report.bars)}"
 
 
 def log(report: Report, figures: Mapping[str, "Figure"], writer, step: int, prefix: str = "") -> None:
@@ -144,7 +152,9 @@ def log(report: Report, figures: Mapping[str, "Figure"], writer, step: int, pref
 
 
 def write(report: Report, figures: Mapping[str, "Figure"], folder: Path, provenance: Mapping[str, object]) -> None:
-    """The joint-resolution catalog, the table and the figures of a validation."""
+    """The joint-resolution catalog, the figures and the calibration table of a validation."""
     write_catalog(folder / "catalog.fits", merge_catalogs(report.catalogs), provenance)
+    with atomic_path(folder / "calibration.ecsv") as temporary:
+        report.bars.write(temporary, format="ascii.ecsv", overwrite=True)
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jointdiff import units
 from jointdiff.errors import InputError
+from jointdiff.measure.conformal import Calibration, scale_errors
 from jointdiff.measure.data_checks import Data, DataChecks, check_against_data
 from jointdiff.measure.detection import DetectionSettings, Segments, detect, detection_image
 from jointdiff.measure.photometry import aperture_map, fluxes, segment_map
@@ -24,11 +25,12 @@ FLAGS = {
     16: "shape undefined on more than half of the samples",
     32: "a band has correlated noise, but errors assume white noise",
     64: "ground data were in part taken in with the covariance of the prior, for the network's did not converge",
+    256: "the amortized and the factorized mode disagree by more than MODETHR: not what the network was trained on",
 }
 """The bits of the column ``flags``."""
 
-CORRELATED_NOISE, NOT_CONVERGED = 32, 64
-"""The bits that concern a whole field; whoever has seen its observations, or drawn its samples, sets them."""
+CORRELATED_NOISE, NOT_CONVERGED, MODES_DISAGREE = 32, 64, 256
+"""The bits that whoever has seen a field's observations, or drawn its samples, sets."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,17 @@ def measure(
     segments: Segments | None = None,
     settings: MeasureSettings | None = None,
     target_fwhm: float = DEFAULT_TARGET_FWHM,
+    calibration: Calibration | None = None,
 ) -> Table:
     """The catalog of one scene.
 
     samples: (S, C, H, W), nJy per pixel of ``scale`` arcsec; mean: (C, H, W), by default that of the samples, exact for
     a Gaussian posterior. names: the C bands'. scene: its name. wcs: an astropy WCS of these pixels; ra and dec are NaN
     without. weight: (H, W), zero where nothing is scored. data: the scene's observations; without, flux_ml and chi2 are
-    NaN. segments: by default found here.
-    Values are posterior means and errors posterior standard deviations (NaN for S = 1); r50 and ellipticity are those
-    of VIS, mean and deviation of the samples on which they are defined.
+    NaN. segments: by default found here. calibration: of the weights that drew the samples.
+    Values are posterior means and errors posterior standard deviations (NaN for S = 1), times the calibration's factors
+    where one is given, the raw ones beside them; r50 and ellipticity are those of VIS, mean and deviation of the
+    samples on which they are defined.
     """
     settings, names = settings or MeasureSettings(), list(names)
     if samples.ndim != 4 or samples.shape[1] != len(names):
@@ -130,6 +134,7 @@ def measure(
         _flags(segments, measured, checks, reach),
         description="sum of the bits that the header explains: FLAG1, FLAG2 ...",
     )
+    scale_errors(table, names, calibration)
     return table
 
 

@@ -1,14 +1,17 @@
 """Training as a user runs it, in processes of its own: killed and resumed step for step, on one process and on two."""
 
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.table import Table
 from safetensors import safe_open
 
 from jointdiff import cli
 from jointdiff.io.products import read_catalog
+from jointdiff.measure.conformal import read_calibration
 from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
 from tests.runs import TINY, finish, kill_after, make_library, new_run, pictures, scalars, start
 
@@ -58,9 +61,9 @@ def test_resume_takes_the_same_steps(runs):
 
 
 def test_resume_ends_in_the_same_model(runs):
-    """Bit for bit: weights, Γ and config."""
+    """Bit for bit: weights, Γ, config, and what they are calibrated by."""
     whole, cut, _ = runs
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.safetensors", "config.json", "calibration.json"):
         assert (whole / "model" / name).read_bytes() == (cut / "model" / name).read_bytes()
 
 
@@ -122,3 +125,34 @@ def test_each_validation_leaves_its_catalog(runs):
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"cut"}
     for part in (folder, folder / "cut"):
         assert {path.suffix for path in part.iterdir() if path.is_file()} == {".fits", ".png"}
+
+
+def test_an_evaluation_scores_raw_and_scaled_errors(runs, tmp_path, capsys, own_process):
+    """With the factors that training left; other settings fit others, and the scores are made again."""
+    run = tmp_path / "run"
+    for name in ("library", "model"):
+        shutil.copytree(runs[0] / name, run / name)
+    shutil.copy(runs[0] / "config.yaml", run)
+    known = read_calibration(run / "model")
+    assert known is not None and known.errors is not None and known.errors.scenes == 3
+    command = ["evaluate", "--config", str(TINY), "--run", str(run)]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "  scaled" in printed and "scaled width" in printed and " bars met; " in printed
+    assert read_calibration(run / "model") == known
+    folder = run / "evaluation"
+    catalog = read_catalog(folder / "catalog.fits")
+    assert (catalog.meta["ERRSCALE"], catalog.meta["CALSHA"]) == ("conformal", known.sha256)
+    for part in (folder, folder / "cut"):
+        table = Table.read(part / "calibration.ecsv")
+        assert len(table) == 6 * 5 and {"pull_width", "pull_width_scaled_met", "coverage_scaled_low"} <= set(
+            table.colnames
+        )
+    logged = scalars(run)
+    assert {"calibration/pull_width/VIS/jointdiff", "calibration/pull_width_scaled/VIS/jointdiff"} <= logged.keys()
+    before = (folder / "scoreboard.txt").read_bytes()
+    assert cli.main(command) == 0 and (folder / "scoreboard.txt").read_bytes() == before
+    assert cli.main([*command, "--calibration.scenes", "4"]) == 0
+    assert read_calibration(run / "model").errors.scenes == 4
+    assert (folder / "scoreboard.txt").read_bytes() != before
+    assert len(scalars(run)["calibration/pull_width/VIS/jointdiff"]) == 1, "an older evaluation's log is removed"
