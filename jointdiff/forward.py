@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jointdiff.correlation import power_at
 from jointdiff.errors import InputError
 from jointdiff.scene import Band, Frame, Grid, Observation, pair_of_pairs
 from jointdiff.units import SIGMA_PER_FWHM
@@ -183,14 +184,15 @@ class ForwardModel:
         """Aᵀ y: images (B, h, w) to (B, C, H, W), exactly the transpose of the call."""
         return self._back(images, self.responses)
 
-    def normal(self, scene: Tensor, ivars: Sequence[Tensor]) -> Tensor:
-        """Aᵀ N⁻¹ A x, (B, C, H, W), of scenes (B, C, H, W) and inverse variances (B, h, w)."""
-        return self.adjoint([ivar * image for ivar, image in zip(ivars, self(scene), strict=True)])
+    def normal(self, scene: Tensor, observations: Sequence[Observation]) -> Tensor:
+        """Aᵀ N⁻¹ A x, (B, C, H, W), of scenes (B, C, H, W) and the observations' noise."""
+        return self.adjoint([o.weigh(image) for o, image in zip(observations, self(scene), strict=True)])
 
-    def coverage(self, weights: Sequence[Tensor]) -> Tensor:
-        """Σ_o c_ob² T_oᵀ w_o T_o 1, (B, C, H, W), for A_o = T_o c_oᵀ: where each band was seen; weights: (B, h, w)."""
+    def coverage(self, observations: Sequence[Observation]) -> Tensor:
+        """Σ_o c_ob² T_oᵀ w_o T_o 1, (B, C, H, W), for A_o = T_o c_oᵀ and depths w_o: where each band was seen."""
         flat = [transfer[:, :1, :1].real for transfer in self.transfers]  # T 1, a constant
-        return self._back([w * level for w, level in zip(weights, flat, strict=True)], self.responses.square())
+        weighed = [o.depth * level for o, level in zip(observations, flat, strict=True)]
+        return self._back(weighed, self.responses.square())
 
     def _back(self, images: Sequence[Tensor], responses: Tensor) -> Tensor:
         spectrum = None
@@ -207,15 +209,19 @@ class ForwardModel:
         part.transfers = [t * (p >= least * p[:, :1, :1]) for t, p in zip(self.transfers, powers, strict=True)]
         return part
 
-    def precision(self, ivars: Sequence[Tensor]) -> Tensor:
+    def precision(self, observations: Sequence[Observation]) -> Tensor:
         """Stationary approximation of Aᵀ N⁻¹ A per frequency, (B, H, W//2 + 1, C, C) real.
 
         |J|² |P̂/T̂|² times the inverse variance per scene pixel: a mean over the scene, zero where nothing was seen.
+        Over ρ of correlated noise, at the frequency of the observed pixels that a scene's is, or is folded to.
         """
         area = self.grid.shape[0] * self.grid.shape[1]
         terms = []
-        for ivar, transfer, c in zip(ivars, self.transfers, self.responses, strict=True):
-            power = transfer.abs().square() * (ivar.sum((-2, -1)) / area).view(-1, 1, 1)
+        for o, transfer, c in zip(observations, self.transfers, self.responses, strict=True):
+            power = transfer.abs().square() * (o.ivar.sum((-2, -1)) / area).view(-1, 1, 1)
+            if o.correlation is not None:
+                q = frequencies(self.grid) @ self.grid.footprint(o.frame.grid)
+                power = power / power_at(o.correlation, o.frame.grid.shape, q)
             terms.append(power[..., None, None] * torch.outer(c, c))
         return torch.stack(terms).sum(0)
 

@@ -5,14 +5,15 @@ frequency of the orthonormal DFT (METHOD section 5):
 
     P(k) = Γ(k)⁻¹/a² + Σ_o |J_o|² |P̂_o/T̂|² w̄_o c_o c_oᵀ (+ I/σ²),    S = P⁻¹ = L⁻ᵀ L⁻¹,    μ = S (Aᵀ N⁻¹ y (+ x_t/σ²))
 
-with w̄ the inverse variance per scene pixel. This is the joint Wiener filter (Wiener 1949); it samples exactly, and it
-preconditions the denoiser. A *spectrum* here is (B, H, W//2 + 1, C), complex; a *matrix field* has C, C real behind.
+with w̄ the inverse variance per scene pixel, over the noise's own spectrum ρ(k) where it is correlated. This is the
+joint Wiener filter (Wiener 1949); it samples exactly, and it preconditions the denoiser. A *spectrum* here is
+(B, H, W//2 + 1, C), complex; a *matrix field* has C, C real behind.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from jointdiff.forward import ForwardModel, half_plane_weights, wavenumber
+from jointdiff.linear import conjugate_gradient
 from jointdiff.scene import Grid, Observation
 
 EVIDENCE_MIN_TRANSFER = 0.1
@@ -140,10 +142,10 @@ def evidence_amplitude(
     cut skies: Feldman, Kaiser & Peacock 1994, ApJ 426, 23; Hivon et al. 2002, ApJ 567, 2).
     """
     model = model.passing(EVIDENCE_MIN_TRANSFER)
-    even = [even_weights(o.ivar) for o in observations]
+    even = [evenly_weighed(o) for o in observations]
     roots = [_seen_fraction(o, model.grid).sqrt() for o in observations]
-    vector = spectrum(model.adjoint([w * o.image / root for o, w, root in zip(observations, even, roots, strict=True)]))
-    precision = model.precision([w / root.square() for w, root in zip(even, roots, strict=True)])
+    vector = spectrum(model.adjoint([o.weigh(o.image) / root for o, root in zip(even, roots, strict=True)]))
+    precision = model.precision([replace(o, ivar=o.ivar / root.square()) for o, root in zip(even, roots, strict=True)])
     floor = 0.2 / precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=1e-12).sqrt()
     vote, weights = _voters(model.grid, gamma)
     precision, vector, gamma = precision[:, vote], vector[:, vote], gamma[vote]
@@ -175,34 +177,6 @@ def _seen_fraction(observation: Observation, grid: Grid) -> Tensor:
     return torch.where(share > 0, share, 1.0)
 
 
-def conjugate_gradient(
-    operator: Callable, precondition: Callable, rhs: Tensor, start: Tensor, tolerance: float, steps: int
-) -> Tensor:
-    """Solves operator(x) = rhs for a batch (B, …) of symmetric positive systems (Hestenes & Stiefel 1952).
-
-    Each stops when its own preconditioned residual √(rᵀ M r / n) is below ``tolerance``, whatever the others do: with M
-    the posterior covariance that is the error in posterior standard deviations.
-    """
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
-
-    x, residual = start, rhs - operator(start)
-    z = precondition(residual)
-    direction, rz = z, dot(residual, z)
-    for _ in range(steps):
-        open_ = rz > tolerance**2 * rhs[0].numel()
-        if not bool(open_.any()):
-            break
-        image = operator(direction)
-        alpha = open_ * rz / dot(direction, image).clamp(min=1e-30)
-        x, residual = x + alpha * direction, residual - alpha * image
-        z = precondition(residual)
-        new = dot(residual, z)
-        direction, rz = z + open_ * new / rz.clamp(min=1e-30) * direction, new
-    return x
-
-
 class Conditional:
     """The Gaussian p(x | x_t, y): its mean, and its covariance S through the Cholesky factor L of P = S⁻¹."""
 
@@ -218,15 +192,16 @@ class Conditional:
         return field(apply(self.lower.mT, spectrum(residual)), self._grid)
 
 
-def even_weights(ivar: Tensor) -> Tensor:
-    """The mean inverse variance of the seen pixels (B, h, w), where there are any; zero elsewhere.
+def evenly_weighed(observation: Observation) -> Observation:
+    """An observation whose seen pixels all have their mean inverse variance.
 
     With these weights data and stationary precision agree. Under its own, a bright source, whose Poisson noise gives it
     little weight, would look as faint to the evidence and to the starting point of the mean.
     """
+    ivar = observation.ivar
     seen = (ivar > 0).to(ivar)
     mean = ivar.sum((-2, -1), keepdim=True) / seen.sum((-2, -1), keepdim=True).clamp(min=1)
-    return mean * seen
+    return replace(observation, ivar=mean * seen)
 
 
 class GaussianPosterior:
@@ -245,13 +220,12 @@ class GaussianPosterior:
         tolerance: float = 0.03,
         max_steps: int = 100,
     ):
-        ivars = [o.ivar for o in observations]
         self.grid = model.grid
-        self.weighted_data = model.adjoint([o.ivar * o.image for o in observations])  # Aᵀ N⁻¹ y
-        self.data_precision = model.precision(ivars)
-        self._model, self._ivars = model, ivars
-        self._even = [even_weights(o.ivar) for o in observations]
-        even_data = model.adjoint([w * o.image for w, o in zip(self._even, observations, strict=True)])
+        self.weighted_data = model.adjoint([o.weigh(o.image) for o in observations])  # Aᵀ N⁻¹ y
+        self.data_precision = model.precision(observations)
+        self._model, self._observations = model, observations
+        self._even = [evenly_weighed(o) for o in observations]
+        even_data = model.adjoint([o.weigh(o.image) for o in self._even])
         if amplitude is None:
             amplitude = evidence_amplitude(model, observations, gamma)
         self.amplitude = amplitude
@@ -268,7 +242,7 @@ class GaussianPosterior:
 
     def _operator(self, x: Tensor) -> Tensor:
         """The exact precision, Aᵀ N⁻¹ A x + Γ⁻¹ x / a²."""
-        return self._model.normal(x, self._ivars) + field(apply(self.prior_precision, spectrum(x)), self.grid)
+        return self._model.normal(x, self._observations) + field(apply(self.prior_precision, spectrum(x)), self.grid)
 
     def _solve(self, rhs: Tensor, start: Tensor) -> Tensor:
         return conjugate_gradient(self._operator, self._covariance, rhs, start, self._tolerance, self._max_steps)
@@ -294,7 +268,7 @@ class GaussianPosterior:
         From white noise in the scene (S, C, H, W) and in each image (S, h, w): with ξ of covariance P, the solution of
         P x = Aᵀ N⁻¹ y + ξ is a sample (Papandreou & Yuille 2010, NIPS 23).
         """
-        weighted = [ivar.sqrt() * white for ivar, white in zip(self._ivars, data, strict=True)]
+        weighted = [o.weighed_noise(white) for o, white in zip(self._observations, data, strict=True)]
         prior = field(apply(torch.linalg.cholesky(self.prior_precision), spectrum(scene)), self.grid)
         xi = self._model.adjoint(weighted) + prior
         return self._solve(self.weighted_data + xi, self.mean + self._covariance(xi))
@@ -307,7 +281,7 @@ class GaussianPosterior:
     @cached_property
     def coverage(self) -> Tensor:
         """A band's own precision (B, C, H, W) over its mean: 1 where data are as deep as on average, 0 where absent."""
-        hits = self._model.coverage(self._ivars)
+        hits = self._model.coverage(self._observations)
         average = self.data_precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).view(*hits.shape[:2], 1, 1)
         return hits / average.clamp(min=1e-12)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
+from jointdiff.correlation import convolved, weighed
+
 DEFAULT_TARGET_FWHM = 0.2
 """FWHM (arcsec) of the Gaussian target PSF: two pixels of the 0.1 arcsec VIS grid, so that a scene
 is nearly band-limited on it (METHOD section 3)."""
@@ -95,20 +97,40 @@ class Observation:
 
     image: (B, h, w), nJy per pixel.
     ivar: (B, h, w), inverse variance in nJy⁻²; zero where masked or missing.
+    correlation: power spectrum ρ (B, h, w//2 + 1) of the noise in units of its deviation, of mean 1 (correlation.py);
+        None for white noise.
     """
 
     band: Band
     frame: Frame
     image: Tensor
     ivar: Tensor
+    correlation: Tensor | None = None
 
     @property
     def present(self) -> Tensor:
         """(B,), true where any pixel was observed."""
         return self.ivar.flatten(1).any(1)
 
+    @property
+    def depth(self) -> Tensor:
+        """(B, h, w), the inverse variance of white noise that is as strong as this at the lowest frequencies, nJy⁻²."""
+        return self.ivar if self.correlation is None else self.ivar / self.correlation[:, :1, :1]
+
+    def weigh(self, image: Tensor) -> Tensor:
+        """N⁻¹ image, (B, h, w): zero where masked. Noise behind masks is what the seen pixels foretell of it."""
+        return self.ivar * image if self.correlation is None else weighed(image, self.ivar, self.correlation)
+
+    def weighed_noise(self, white: Tensor) -> Tensor:
+        """N⁻¹ of a draw of the noise, which has covariance N⁻¹, from white noise (B, h, w)."""
+        if self.correlation is None:
+            return self.ivar.sqrt() * white
+        deviation = self.ivar.rsqrt().where(self.ivar > 0, 0.0)
+        return self.weigh(deviation * convolved(white, self.correlation.sqrt()))
+
     def to(self, *args) -> "Observation":
-        return replace(self, frame=self.frame.to(*args), image=self.image.to(*args), ivar=self.ivar.to(*args))
+        moved = replace(self, frame=self.frame.to(*args), image=self.image.to(*args), ivar=self.ivar.to(*args))
+        return moved if self.correlation is None else replace(moved, correlation=self.correlation.to(*args))
 
 
 @dataclass(frozen=True)

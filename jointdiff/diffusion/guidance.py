@@ -21,12 +21,12 @@ from jointdiff.gaussian import (
     Conditional,
     GaussianPosterior,
     apply,
-    conjugate_gradient,
     field,
     solve,
     solve_lower,
     spectrum,
 )
+from jointdiff.linear import conjugate_gradient
 from jointdiff.scene import Grid, Observation
 
 
@@ -118,7 +118,7 @@ class Factorized:
             correction = self._residual(x_t, sigma, symmetries)
         prior, full = self._vis.given(x_t.detach(), sigma), self.posterior.given(x_t.detach(), sigma)
         denoised = prior.mean + correction.detach()
-        misfit = [o.ivar * (o.image - seen) for o, seen in zip(self._ground, self._model(denoised), strict=True)]
+        misfit = [o.weigh(o.image - seen) for o, seen in zip(self._ground, self._model(denoised), strict=True)]
         force = self._model.adjoint(misfit)  # Aᵀ N⁻¹ (y − A D)
 
         def widening(w: Tensor) -> Tensor | None:  # (C − S) w
@@ -137,7 +137,7 @@ class Factorized:
 
     def _precision(self, x: Tensor) -> Tensor:
         """Aᵀ N⁻¹ A x of the ground data."""
-        return self._model.normal(x, [o.ivar for o in self._ground])
+        return self._model.normal(x, self._ground)
 
     def _precise(self, x: Tensor, prior: Conditional) -> Tensor:
         """S⁻¹ x, of VIS and x_t."""

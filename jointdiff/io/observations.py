@@ -10,6 +10,7 @@ import torch
 from astropy.coordinates import angular_separation
 from astropy.wcs import WCS
 
+from jointdiff.correlation import power_spectrum
 from jointdiff.errors import InputError
 from jointdiff.io.fits import FitsImage, read_image
 from jointdiff.io.wcs import celestial_wcs, fit_grid, image_centre, overlaps
@@ -28,12 +29,18 @@ PSF_SUMS = (0.9, 1.1)
 PSF_SCALES = (0.02, 5.0)
 """Sizes of a PSF pixel over an image pixel that are believed."""
 
+NEGATIVE_POWER = 0.05
+"""Largest share of negative power that a correlation function may have, as cut ones do; more is of no noise."""
+
 _NJY = ("njy", "njy/pixel", "njy/pix")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An observation as scene.yaml names it; addresses are FILE or FILE[HDU], ``noise_kind`` is one of NOISE."""
+    """An observation as scene.yaml names it; addresses are FILE or FILE[HDU], ``noise_kind`` is one of NOISE.
+
+    correlation: of the noise, its function of the lag; None where it is not told.
+    """
 
     band: Band
     image: str
@@ -42,6 +49,7 @@ class Entry:
     psf: str
     mask: str | None = None
     zeropoint: float | None = None
+    correlation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Exposure:
     """The pixels of an entry, not yet on any scene's sky.
 
     image, ivar: (h, w) float32, nJy and nJy⁻². psf: (n, n) float64, unit sum. psf_pixel: arcsec, None for the image's.
+    correlation: c(l) of the noise (n, m) float64, None where it is not told.
     """
 
     band: Band
@@ -58,6 +67,7 @@ class Exposure:
     psf_pixel: float | None
     wcs: WCS
     place: str
+    correlation: np.ndarray | None = None
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -92,7 +102,8 @@ def read_exposure(entry: Entry, folder: Path) -> Exposure:
     if not ivar.any():
         raise InputError(f"{label}: all {ivar.size} pixels are masked ({image.address})")
     wcs = celestial_wcs(image.header, label, image.address)
-    return Exposure(entry.band, flux, ivar, psf, psf_pixel, wcs, image.address)
+    correlation = None if entry.correlation is None else read_correlation(entry.correlation, folder, label)
+    return Exposure(entry.band, flux, ivar, psf, psf_pixel, wcs, image.address, correlation)
 
 
 def place_on_sky(exposure: Exposure, reference: Exposure) -> Observation:
@@ -112,7 +123,11 @@ def place_on_sky(exposure: Exposure, reference: Exposure) -> Observation:
         )
     grid = exposure.grid(centre)
     frame = Frame(grid, torch.tensor(exposure.psf, dtype=torch.float32)[None], _psf_scale(exposure, grid))
-    return Observation(exposure.band, frame, torch.tensor(exposure.image)[None], torch.tensor(exposure.ivar)[None])
+    image, ivar = torch.tensor(exposure.image)[None], torch.tensor(exposure.ivar)[None]
+    if exposure.correlation is None:
+        return Observation(exposure.band, frame, image, ivar)
+    power = power_spectrum(torch.tensor(exposure.correlation)[None], grid.shape)
+    return Observation(exposure.band, frame, image, ivar, power.to(image))
 
 
 def read_psf(address: str, folder: Path, label: str) -> tuple[np.ndarray, float | None]:
@@ -135,6 +150,36 @@ def read_psf(address: str, folder: Path, label: str) -> tuple[np.ndarray, float 
         psf = psf / total
     _check_centre(psf, label, place)
     return psf, _pixel_scale(stamp, label)
+
+
+def read_correlation(address: str, folder: Path, label: str) -> np.ndarray:
+    """The correlation function (n, m) of a noise, 1 at lag zero, which is the middle; lags in pixels.
+
+    Raises InputError for sides that have no middle, pixels that are not finite, a middle that is not the largest and
+    positive, a function that differs at opposite lags, and one of which no noise can be: with negative power.
+    """
+    stamp = read_image(address, folder, label, MAX_PSF**2)
+    lags, place = stamp.data.astype(float), stamp.address
+    if not (lags.shape[0] % 2 and lags.shape[1] % 2):
+        raise InputError(f"{label}: noise correlation of {_size(lags)} lags, expected odd sides ({place})")
+    if not np.isfinite(lags).all():
+        raise InputError(f"{label}: noise correlation is not finite at {np.sum(~np.isfinite(lags))} lags ({place})")
+    peak = lags[lags.shape[0] // 2, lags.shape[1] // 2]
+    if not peak > 0 or np.abs(lags).max() > peak * (1 + 1e-6):
+        raise InputError(
+            f"{label}: noise correlation is {peak:.3g} in the middle, expected its largest value, "
+            f"{np.abs(lags).max():.3g} ({place})"
+        )
+    lags = lags / peak
+    uneven = np.abs(lags - lags[::-1, ::-1]).max()
+    if uneven > 1e-3:
+        raise InputError(f"{label}: noise correlation differs by {uneven:.3g} between opposite lags ({place})")
+    wide = np.pad(lags, [(n, n) for n in lags.shape])  # between its own frequencies, too
+    power = np.fft.fft2(np.fft.ifftshift(wide)).real
+    negative = -power[power < 0].sum() / np.abs(power).sum()
+    if negative > NEGATIVE_POWER:
+        raise InputError(f"{label}: noise correlation has {negative:.0%} of its power below zero ({place})")
+    return lags
 
 
 def _check_centre(psf: np.ndarray, label: str, place: str) -> None:

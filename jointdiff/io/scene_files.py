@@ -11,6 +11,7 @@ import yaml
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from jointdiff.correlation import correlation_function
 from jointdiff.errors import InputError, closest
 from jointdiff.io.atomic import atomic_path
 from jointdiff.io.fits import one_line, write_fits
@@ -22,7 +23,10 @@ from jointdiff.survey import BANDS, FILTERS
 FORMAT = 1
 
 _FIELD_KEYS = ("name", "reference", "observations")
-_ENTRY_KEYS = ("band", "image", *NOISE, "mask", "psf", "filter", "zeropoint")
+_ENTRY_KEYS = ("band", "image", *NOISE, "mask", "noise", "psf", "filter", "zeropoint")
+
+MAX_LAG = 15
+"""Largest lag of correlated noise that is written, pixels."""
 
 _RESERVED = ("catalog.fits", "reconstruct.yaml")
 """Files that a reconstruction writes beside its scenes' folders, so no scene may be named like one."""
@@ -90,7 +94,8 @@ def read_field(path: str | Path) -> Field:
 def write_field(
     folder: str | Path, name: str, observations: Sequence[Observation], reference: str, centre: tuple[float, float]
 ) -> Path:
-    """Write a scene folder that read_field reads back: scene.yaml and a FITS file a band (image, WEIGHT, PSF).
+    """Write a scene folder that read_field reads back: scene.yaml and a FITS file a band (image, WEIGHT, PSF, and
+    NOISE, its correlation function, where it is not white).
 
     observations: one scene each (B = 1), sky origin at ``centre`` = ICRS (ra, dec), degrees; a band without a good
     pixel is left out. scene.yaml comes last, so that where it is the folder is whole. Returns its path. Images,
@@ -122,9 +127,13 @@ def _write_observation(folder: Path, observation: Observation, centre: tuple[flo
     weight.header["BUNIT"] = "nJy-2"
     psf = fits.ImageHDU(_pixels(frame.psf), name="PSF")
     psf.header["PIXSCALE"] = (frame.psf_scale * grid.scale, "arcsec")
-    file = f"{band.name}.fits"
-    write_fits(folder / file, [image, weight, psf])
+    file, hdus = f"{band.name}.fits", [image, weight, psf]
     entry = {"band": band.name, "image": file, "weight": f"{file}[WEIGHT]", "psf": f"{file}[PSF]"}
+    if observation.correlation is not None:
+        lags = correlation_function(observation.correlation, grid.shape, MAX_LAG)
+        hdus.append(fits.ImageHDU(_pixels(lags), name="NOISE"))
+        entry["noise"] = f"{file}[NOISE]"
+    write_fits(folder / file, hdus)
     return entry | ({"filter": band.filter} if band.filter else {})
 
 
@@ -184,14 +193,15 @@ def _parse_entry(item, number: int, path: Path) -> Entry:
     if len(kinds) != 1:
         found = " and ".join(kinds) or "none"
         raise InputError(f"{label}: expected one of variance, weight and rms, found {found} ({path})")
-    for key in ("image", kinds[0], "psf", "mask", "filter"):
+    for key in ("image", kinds[0], "psf", "mask", "noise", "filter"):
         if key in item and not (isinstance(item[key], str) and item[key]):
             raise InputError(f"{label}: {key} is {item[key]!r}, expected text ({path})")
     curve = item.get("filter", _DEFAULT_FILTERS.get(name, ""))
     if curve and curve not in FILTERS:
         raise InputError(f"{label}: {_unknown('filter', curve, FILTERS)} ({path})")
     zeropoint = _zeropoint(item["zeropoint"], label, path) if "zeropoint" in item else None
-    return Entry(Band(name, curve), item["image"], kinds[0], item[kinds[0]], item["psf"], item.get("mask"), zeropoint)
+    optional = (item.get("mask"), zeropoint, item.get("noise"))
+    return Entry(Band(name, curve), item["image"], kinds[0], item[kinds[0]], item["psf"], *optional)
 
 
 def _zeropoint(value, label: str, path: Path) -> float:

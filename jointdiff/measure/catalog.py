@@ -23,7 +23,7 @@ FLAGS = {
     4: "a band has no data at the source: its flux is inferred from the others",
     8: "over 10 percent of the source's light is masked in an observed band",
     16: "shape undefined on more than half of the samples",
-    32: "a band has correlated noise, but errors assume white noise",
+    32: "a band has correlated noise, its spectrum and level estimated from sky pixels, or white for want of them",
     64: "ground data were in part taken in with the covariance of the prior, for the network's did not converge",
     256: "the amortized and the factorized mode disagree by more than MODETHR: not what the network was trained on",
 }

@@ -12,6 +12,7 @@ import torch
 from scipy.sparse import csr_array, hstack, vstack
 from torch import Tensor
 
+from jointdiff.correlation import weighed
 from jointdiff.measure.detection import Segments
 from jointdiff.scene import Band, Observation
 
@@ -29,12 +30,14 @@ class Data:
     forward: linear map of scenes (B, C, H, W), nJy per pixel, to one image (B, h, w) per observation.
     images, ivars: (h, w) per observation, nJy per observed pixel and nJy⁻².
     bands: the index among the C scene bands of the band that each observation names.
+    correlations: ρ (h, w//2 + 1) of each observation's noise, None where it is white; none, where it is so in all.
     """
 
     forward: Callable[[Tensor], list[Tensor]]
     images: Sequence[Tensor]
     ivars: Sequence[Tensor]
     bands: Sequence[int]
+    correlations: Sequence[Tensor | None] = ()
 
     @classmethod
     def of(cls, forward: Callable[[Tensor], list[Tensor]], observations: Sequence[Observation], bands: Sequence[Band]):
@@ -42,7 +45,19 @@ class Data:
         assert all(len(o.image) == 1 for o in observations), "measure one scene at a time"
         names = [band.name for band in bands]
         images, ivars = [o.image[0] for o in observations], [o.ivar[0] for o in observations]
-        return cls(forward, images, ivars, [names.index(o.band.name) for o in observations])
+        correlations = [None if o.correlation is None else o.correlation[0] for o in observations]
+        return cls(forward, images, ivars, [names.index(o.band.name) for o in observations], correlations)
+
+    def weigh(self, o: int, images: csr_array) -> csr_array:
+        """N⁻¹ of images, sparse (K, h·w), of observation ``o``; nothing far from their light."""
+        ivar, correlation = self.ivars[o].double(), self.correlations[o] if self.correlations else None
+        if correlation is None:
+            return images.multiply(ivar.cpu().numpy().ravel()).tocsr()
+        rows = []
+        for start in range(0, images.shape[0], _CHUNK):
+            dense = torch.as_tensor(images[start : start + _CHUNK].toarray()).to(ivar).unflatten(1, ivar.shape)
+            rows.append(_sparse(weighed(dense, ivar[None], correlation[None].double())))
+        return vstack(rows, format="csr")
 
 
 @dataclass(frozen=True)
@@ -78,10 +93,11 @@ def check_against_data(mean: Tensor, names: Sequence[str], segments: Segments, d
     for band in sorted(set(data.bands)):
         chosen = [o for o, b in enumerate(data.bands) if b == band]
         light = hstack([projected[o] for o in chosen], format="csr")
+        weighted = hstack([data.weigh(o, projected[o]) for o in chosen], format="csr")
         ivar, image, seen = (_pixels(images, chosen) for images in (data.ivars, data.images, model))
         residual = image - seen
         image, residual = (np.where(ivar > 0, a, 0.0) for a in (image, residual))  # NaN pixels have zero weight
-        flux[:, band], flux_err[:, band] = _fit(light, image, ivar)
+        flux[:, band], flux_err[:, band] = _fit(light, weighted, image, ivar.max())
         weight, square = abs(light), light.multiply(light).tocsr()
         with np.errstate(invalid="ignore"):  # a source without light
             chi2[:, band] = (weight @ (residual**2 * ivar)) / (weight @ (ivar > 0))
@@ -113,24 +129,31 @@ def _project(light: Tensor, segments: Segments, channels: int, data: Data) -> li
         total = templates.sum((-2, -1), keepdim=True)
         templates = torch.where(total > 0, templates / total, torch.nan).to(data.images[0])
         for row, image in zip(rows, data.forward(templates[:, None].expand(-1, channels, -1, -1)), strict=True):
-            seen = image.flatten(1).double()
-            bright = seen.abs() > _FAINTEST * seen.abs().amax(1, keepdim=True)
-            row.append(csr_array(torch.where(bright, seen, 0.0).cpu().numpy()))
+            row.append(_sparse(image.double()))
     return [vstack(row, format="csr") for row in rows]
+
+
+def _sparse(images: Tensor) -> csr_array:
+    """Images (K, h, w) as rows (K, h·w), without what is but rounding."""
+    flat = images.flatten(1)
+    bright = flat.abs() > _FAINTEST * flat.abs().amax(1, keepdim=True)
+    return csr_array(torch.where(bright, flat, 0.0).cpu().numpy())
 
 
 def _total(light: csr_array) -> np.ndarray:
     return np.asarray(light.sum(1)).ravel()
 
 
-def _fit(light: csr_array, image: np.ndarray, ivar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Maximum-likelihood fluxes and errors (K,) of templates (K, P) on pixels (P,); NaN for sources without data."""
-    weighted = light.multiply(ivar).tocsr()
+def _fit(light: csr_array, weighted: csr_array, image: np.ndarray, deepest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Maximum-likelihood fluxes and errors (K,) of templates T (K, P) on pixels (P,); NaN for sources without data.
+
+    weighted: N⁻¹ T. deepest: the largest inverse variance of a pixel.
+    """
     normal, right = (weighted @ light.T).toarray(), weighted @ image
     information = np.diag(normal)
     flux, error = np.full(len(normal), np.nan), np.full(len(normal), np.nan)
     # A source whose light only grazes the data by its wings is not measured by them.
-    full = _total(light.multiply(light)) * ivar.max()
+    full = _total(light.multiply(light)) * deepest
     seen = np.flatnonzero(information > 1e-3 * full)
     if len(seen):
         covariance = np.linalg.pinv(normal[np.ix_(seen, seen)], hermitian=True)

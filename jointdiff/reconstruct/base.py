@@ -88,7 +88,9 @@ def _single(observation: Observation, scene: slice) -> Observation:
     frame = observation.frame
     shift = None if frame.shift is None else frame.shift[scene]
     single: Frame = replace(frame, psf=frame.psf[scene], shift=shift)
-    return replace(observation, frame=single, image=observation.image[scene], ivar=observation.ivar[scene])
+    correlation = None if observation.correlation is None else observation.correlation[scene]
+    image, ivar = observation.image[scene], observation.ivar[scene]
+    return replace(observation, frame=single, image=image, ivar=ivar, correlation=correlation)
 
 
 def chunks(count: int, most: int) -> Iterator[range]:

@@ -14,11 +14,13 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
+from jointdiff.correlation import resized
+from jointdiff.decimate import at_its_resolution, psf_fwhm
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
 from jointdiff.forward import with_floors
-from jointdiff.reconstruct.noise import CORRELATED, noise_correlation
-from jointdiff.scene import Frame, Grid, Observation
+from jointdiff.reconstruct.noise import CORRELATED, noise_correlation, sky_noise
+from jointdiff.scene import Grid, Observation
 
 MARGIN = 2.0
 """Width of the margin on each side, in FWHM of the widest PSF."""
@@ -38,7 +40,7 @@ class PaddedField:
     """What was seen of a core, on the periodic grid around it.
 
     observations: of the core alone, in the order of the denoiser's bands. corner: (y, x) of core pixel (0, 0) in grid.
-    correlated: bands whose noise is not white, as every method takes it to be.
+    correlated: bands whose noise is correlated, which nobody had said.
     """
 
     observations: tuple[Observation, ...]
@@ -78,7 +80,8 @@ def pad_field(
     """Check the observations (B = 1) of a core, cut what lies outside and lay a margin around it.
 
     sources: file of each band's image, for messages. VIS gets its aliasing floor here, and a filter other than the
-    scene's the scatter of its colour term; nothing else may add them. Warns of correlated noise.
+    scene's the scatter of its colour term; nothing else may add them. Noise that nobody said was correlated, but is, is
+    measured on the sky and told by a warning; then images far finer than their PSF are decimated.
     Raises InputError for a band or a pixel scale that the denoiser was not trained on, and for unphysical pixels.
     """
     names = [band.name for band in denoiser.bands]
@@ -93,9 +96,11 @@ def pad_field(
         cut = _cut(observation, core)
         if cut is None:
             continue
-        if _is_correlated(cut, label, place):
+        cut, is_correlated = _with_sky_noise(cut, label, place)
+        if is_correlated:
             correlated.append(label)
-        kept.append(with_floors(cut, denoiser.bands).to(weights.device, weights.dtype))
+        ready = with_floors(at_its_resolution(cut, core.scale), denoiser.bands)
+        kept.append(ready.to(weights.device, weights.dtype))
     if not kept:
         raise InputError(f"no observed pixel lies in the field of {core.shape[0]} × {core.shape[1]} pixels")
     reference = next((o.band.name for o in observations if o.frame.grid == core), "grid")
@@ -106,23 +111,18 @@ def pad_field(
     return PaddedField(tuple(kept), grid, core, corner, tuple(sorted(set(correlated), key=names.index)))
 
 
-def _is_correlated(observation: Observation, label: str, place: str) -> bool:
-    """Whether neighbouring pixels share their noise; warns if they do."""
-    correlation = noise_correlation(observation)
+def _with_sky_noise(observation: Observation, label: str, place: str) -> tuple[Observation, bool]:
+    """With the noise that its sky shows, where that is correlated, and whether it is: then warns. As it is if said."""
+    correlation = noise_correlation(observation) if observation.correlation is None else 0.0
     if not correlation > CORRELATED:
-        return False
-    text = f"{label}: noise is correlated (lag-1 {correlation:.2f}): stated errors assume white noise{place}"
-    warnings.warn(text, stacklevel=3)
-    return True
-
-
-def psf_fwhm(frame: Frame) -> float:
-    """FWHM (arcsec) of the Gaussian with the stamp's noise-equivalent area 1/Σp² (King 1983, PASP 95, 163); the widest.
-
-    Unlike a crossing of half the maximum it needs no interpolation of undersampled stamps.
-    """
-    area = 1 / frame.psf.square().sum((-2, -1)).min()  # 4πσ² for a Gaussian
-    return math.sqrt(2 * math.log(2) / math.pi * float(area)) * frame.psf_scale * frame.grid.scale
+        return observation, False
+    noise = sky_noise(observation)
+    if noise is None:
+        remedy = "too little sky to measure its spectrum, so errors assume white noise"
+    else:
+        remedy = f"spectrum and level, {noise.level:.2f} of the stated variance, are taken from the sky"
+    warnings.warn(f"{label}: noise is correlated (lag-1 {correlation:.2f}): {remedy}{place}", stacklevel=3)
+    return observation if noise is None else noise.of(observation), True
 
 
 def _with_margin(core: Grid, margin: float, stride: int) -> tuple[Grid, tuple[int, int]]:
@@ -171,4 +171,7 @@ def _cut(observation: Observation, core: Grid) -> Observation | None:
     used = torch.as_tensor(inside, device=observation.ivar.device)[window]
     ivar = torch.where(used, observation.ivar[window], 0.0)
     image = torch.where(ivar > 0, observation.image[window], 0.0)  # a masked NaN would survive a zero weight
-    return replace(observation, frame=replace(frame, grid=grid), image=image, ivar=ivar)
+    correlation = observation.correlation
+    if correlation is not None:
+        correlation = resized(correlation, frame.grid.shape, grid.shape)
+    return replace(observation, frame=replace(frame, grid=grid), image=image, ivar=ivar, correlation=correlation)

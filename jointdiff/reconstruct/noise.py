@@ -1,45 +1,135 @@
-"""What the stated variance of real pixels does not say: whether their noise is correlated."""
+"""What the stated variance of real pixels does not say: how much of their noise they share."""
+
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.ndimage import uniform_filter
+from scipy.signal import fftconvolve
 
+from jointdiff.correlation import power_spectrum
 from jointdiff.scene import Observation
 
 CORRELATED = 0.2
 """Correlation of neighbouring pixels above which noise does not count as white."""
 
+REACH = 3
+"""Largest lag, in pixels along each axis, at which resampled noise is still looked for: two native pixels of HSC or
+MegaCam on 0.1 arcsec, as far as a bilinear kernel goes. Farther ones show the wings of sources instead."""
+
+ENOUGH = 400
+"""Sky pixels below which lags cannot be told: with as many, each is off by a twentieth."""
+
 _SIGMA_PER_MAD = 1.4826
 _SKY = 3.0
 """Deviations within which a pixel, or the mean around it, counts as sky."""
+_CLIPPED = 0.973**2
+"""Share of the variance of Gaussian noise that is left within _SKY deviations, of pixels and of the means around."""
 _FAINT = 0.8
 """Mean of 5 × 5 pixels over their stated error that is a source's, however crowded the field."""
 _LEAST = 0.1
 """Share of the observed pixels below which the sky left is too little to judge, or full of wings."""
 _ROUNDS = 6
+_LEVEL, _WIDE_LEVEL = 9, 11
+"""Side of the box whose mean is the local level, for the correlation of neighbours and for all lags."""
+
+
+@dataclass(frozen=True)
+class SkyNoise:
+    """The noise of sky pixels: its variance over the stated one, and c(l), (2 · REACH + 1,) * 2 lags."""
+
+    level: float
+    function: np.ndarray
+
+    def of(self, observation: Observation) -> Observation:
+        """An observation that says so of its noise: everywhere, for resampling averages the noise of sources, too."""
+        lags = torch.as_tensor(self.function)[None].to(observation.ivar)
+        power = power_spectrum(lags, observation.frame.grid.shape)
+        return replace(observation, ivar=observation.ivar / self.level, correlation=power)
 
 
 def noise_correlation(observation: Observation) -> float:
     """Correlation of the noise between neighbouring pixels of an image (B = 1); NaN where too little sky is seen.
 
-    Measured on sky pixels, over the level of the 9 × 9 sky pixels around. Sky is what lies within three deviations, by
-    itself and in the mean of 5 × 5, as judged by the image's own scatter, since stated errors of correlated pixels are
-    often too large; the stated errors are bounds, lest a source that fills the image pass for its noise.
+    Measured on sky pixels, over the level of the 9 × 9 sky pixels around.
     """
-    good = _numpy(observation.ivar[0]) > 0
-    image = np.where(good, _numpy(observation.image[0]) * np.sqrt(_numpy(observation.ivar[0])), 0.0)
-    sky = good
-    for _ in range(_ROUNDS):  # the level is better known once sources are out
-        excess = image - _mean(image, sky, 9)
-        sky = good & _within(excess, sky, _SKY) & _within(_mean(excess, good, 5), sky, _FAINT)
-    if sky.sum() <= _LEAST * good.sum():
+    image, sky = _sky_pixels(observation)
+    if not sky.any():
         return float("nan")
-    excess = image - _mean(image, sky, 9)
+    excess = image - _mean(image, sky, _LEVEL)
     products = squares = 0.0
     for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         both = sky[one] & sky[other]
         a, b = excess[one][both], excess[other][both]
         products, squares = products + float(a @ b), squares + float(a @ a + b @ b) / 2
     return products / squares if squares > 0 else float("nan")
+
+
+def sky_noise(observation: Observation) -> SkyNoise | None:
+    """The variance and correlation function of an image's noise (B = 1); None where too little sky is seen.
+
+    The autocovariance of sky pixels over the level of the 11 × 11 around, alike under the mirror images and quarter
+    turns of the axes as resampling kernels are. What the level takes away is given back: it is linear in the lags, and
+    all beyond REACH count as zero. So is what clipping at _SKY deviations takes. Means of shared noise scatter more
+    than stated errors suggest, so what counts as a source's is told anew once the noise is known.
+    """
+    noise, spread = None, 1.0
+    for _ in range(2):
+        image, sky = _sky_pixels(observation, spread)
+        if sky.sum() < ENOUGH:
+            return None
+        measured = _symmetric(_autocovariance(image - _mean(image, sky, _WIDE_LEVEL), sky))
+        covariance = np.linalg.solve(_levelled(), measured.ravel()).reshape(measured.shape) / _CLIPPED
+        level = float(covariance[REACH, REACH])
+        if level <= 0:
+            return None
+        noise, spread = SkyNoise(level, covariance / level), float(np.sqrt(max(1.0, covariance.sum())))
+    return noise
+
+
+def _sky_pixels(observation: Observation, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """The image (h, w) in stated deviations, and which of its pixels are sky; none where too few are.
+
+    Sky is what lies within three deviations, by itself and in the mean of 5 × 5, as judged by the image's own scatter,
+    since stated errors of correlated pixels are often too large; the stated errors are bounds, lest a source that fills
+    the image pass for its noise. spread: of means of shared noise, over those of white noise of the stated errors.
+    """
+    good = _numpy(observation.ivar[0]) > 0
+    image = np.where(good, _numpy(observation.image[0]) * np.sqrt(_numpy(observation.ivar[0])), 0.0)
+    sky = good
+    for _ in range(_ROUNDS):  # the level is better known once sources are out
+        excess = image - _mean(image, sky, _LEVEL)
+        sky = good & _within(excess, sky, _SKY) & _within(_mean(excess, good, 5), sky, spread * _FAINT)
+    return image, sky if sky.sum() > _LEAST * good.sum() else np.zeros_like(good)
+
+
+def _autocovariance(values: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Mean product (2 · REACH + 1,) * 2 of the used pixels that lie a lag apart."""
+    padded = [side + REACH for side in used.shape]  # no lag meets the other edge
+    sums = [
+        np.fft.irfft2(np.abs(np.fft.rfft2(a, padded)) ** 2, padded) for a in (np.where(used, values, 0.0), used * 1.0)
+    ]
+    size = 2 * REACH + 1
+    total, count = (np.roll(a, (REACH, REACH), (0, 1))[:size, :size] for a in sums)
+    return total / np.maximum(count, 0.5)
+
+
+def _symmetric(lags: np.ndarray) -> np.ndarray:
+    lags = lags + lags[::-1]
+    lags = lags + lags[:, ::-1]
+    return (lags + lags.T) / 8
+
+
+def _levelled() -> np.ndarray:
+    """The matrix from the lags of noise to those of noise less the mean of a box around each pixel."""
+    side = _WIDE_LEVEL
+    kernel = np.full((side, side), -1 / side**2)
+    kernel[side // 2, side // 2] += 1
+    spread = fftconvolve(kernel, kernel)  # its autocorrelation, lag zero at (side - 1)²
+    axis = np.arange(-REACH, REACH + 1)
+    lags = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    apart = lags[:, None] - lags[None] + side - 1
+    return spread[apart[..., 0], apart[..., 1]]
 
 
 def _mean(image: np.ndarray, used: np.ndarray, size: int) -> np.ndarray:

@@ -9,6 +9,10 @@ from jointdiff.gaussian import GaussianPosterior
 from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.scene import Grid, Observation
 
+TOLERANCE, MAX_STEPS = 0.003, 300
+"""Of conjugate gradients, in posterior standard deviations rms over all modes. The few modes behind a mask are the last
+to come: with 0.03 the errors of fluxes there were too small, and covered the truth in 64 % of cases instead of 69 %."""
+
 CONVERGED = 0.1
 """Error of the mean, in posterior standard deviations, that is accepted without a warning."""
 
@@ -21,7 +25,11 @@ class Wiener(Reconstructor):
     @torch.no_grad()
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
         posterior = GaussianPosterior(
-            self.denoiser.forward_model(observations, grid), observations, self.denoiser.prior.on(grid)
+            self.denoiser.forward_model(observations, grid),
+            observations,
+            self.denoiser.prior.on(grid),
+            tolerance=TOLERANCE,
+            max_steps=MAX_STEPS,
         )
         error = float(posterior.error(posterior.mean))
         if error > CONVERGED:

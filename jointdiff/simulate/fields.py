@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jointdiff.correlation import resized
 from jointdiff.io.products import write_truth
 from jointdiff.io.scene_files import write_field
 from jointdiff.io.wcs import tangent_wcs
@@ -40,7 +41,11 @@ def _cropped(observation: Observation) -> Observation:
     grid = observation.frame.grid.padded((-top, bottom - height), (-left, right - width))
     part = (slice(None), slice(top, bottom), slice(left, right))
     frame = replace(observation.frame, grid=grid)
-    return replace(observation, frame=frame, image=observation.image[part], ivar=observation.ivar[part])
+    correlation = observation.correlation
+    if correlation is not None:
+        correlation = resized(correlation, (height, width), grid.shape)
+    image, ivar = observation.image[part], observation.ivar[part]
+    return replace(observation, frame=frame, image=image, ivar=ivar, correlation=correlation)
 
 
 def _mirrored(grid: Grid) -> Grid:

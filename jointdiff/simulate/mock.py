@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from jointdiff.decimate import at_its_resolution
 from jointdiff.forward import with_floors
 from jointdiff.scene import Band, Grid, Observation
 from jointdiff.seeds import seed_of
@@ -54,9 +55,10 @@ class Simulator:
         return scene_of(skies, self._sky, self.library.psf_fwhm, self.grid, self.target_fwhm)
 
     def draw(self, batch: int, seed: int) -> Mock:
-        """Mocks as every method takes them: with the variance of all that the forward model leaves out."""
+        """Mocks as every method takes them: decimated, with the variance of all that the forward model leaves out."""
         mock = self.expose(batch, seed)
-        return replace(mock, observations=[with_floors(o, self.bands) for o in mock.observations])
+        seen = [with_floors(at_its_resolution(o, self.grid.scale), self.bands) for o in mock.observations]
+        return replace(mock, observations=seen)
 
     def expose(self, batch: int, seed: int) -> Mock:
         """Mocks as an archive serves them: the same for the same seed, on one kind of device."""

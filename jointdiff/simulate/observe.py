@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jointdiff.correlation import convolved, power_spectrum
 from jointdiff.forward import filtered, fourier_sum, frequencies, gaussian_transfer, shift_phase
 from jointdiff.scene import Band, Frame, Grid, Observation
 from jointdiff.survey import Depth, load_survey
@@ -20,10 +21,14 @@ VIS_JITTER_FWHM = 0.13
 
 @dataclass(frozen=True)
 class Geometry:
-    """The pixel scale (arcsec) of the ground bands of a batch, and the survey: their filters, depth and seeing."""
+    """The pixel scale (arcsec) of the ground bands of a batch, and the survey: their filters, depth and seeing.
+
+    correlation: of the noise of neighbouring pixels, between the two from scene to scene; None for white noise.
+    """
 
     survey: str
     pixel_scale: float
+    correlation: tuple[float, float] | None = None
 
     def seen(self, band: Band) -> Band:
         """A scene's band as it is observed: through the survey's own filter of that name; VIS as it is."""
@@ -33,8 +38,13 @@ class Geometry:
 GEOMETRIES = {
     "lsst": Geometry("lsst", 0.2),
     "hsc": Geometry("hsc", 0.168),
-    "mer": Geometry("hsc", 0.1),  # Euclid's MER pipeline serves ground images on the VIS pixels
+    # Euclid's MER pipeline serves ground images on the VIS pixels: 0.60 to 0.68 in the HSC and MegaCam images of a Q1
+    # field, as the sky over a local level shows it, which takes some away.
+    "mer": Geometry("hsc", 0.1, (0.6, 0.75)),
 }
+
+_REACH = 3
+"""Largest lag of the noise that neighbours share, pixels."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +103,43 @@ class Telescope:
             image = fourier_sum(self.sky, grid, sky.dtype, sky.device)(spectrum[:, index] * transfer)
             flux = (grid.scale / self.sky.scale) ** 2 * image
             seen = kept[:, index].view(-1, 1, 1) * self._footprint(grid, dither, core)
-            observations.append(self._expose(band, frame, flux, depth, depth_scale, seen, generator))
+            shared = None if space else self._correlation(geometry, grid, len(sky), generator)
+            observations.append(self._expose(band, frame, flux, depth, depth_scale, seen, shared, generator))
         return observations
 
+    @staticmethod
+    def _correlation(geometry: Geometry, grid: Grid, batch: int, generator) -> Tensor | None:
+        """ρ (B, h, w//2 + 1) of noise as smoothing by a Gaussian leaves it; None for white noise."""
+        if geometry.correlation is None:
+            return None
+        low, high = geometry.correlation
+        one = low + (high - low) * torch.rand(batch, 1, 1, device=generator.device, generator=generator)
+        lag = torch.arange(-_REACH, _REACH + 1, device=generator.device).square()
+        return power_spectrum(one ** (lag[:, None] + lag), grid.shape)
+
     def _expose(
-        self, band: Band, frame: Frame, flux: Tensor, depth: Depth, scale: float, seen: Tensor, generator
+        self,
+        band: Band,
+        frame: Frame,
+        flux: Tensor,
+        depth: Depth,
+        scale: float,
+        seen: Tensor,
+        shared: Tensor | None,
+        generator,
     ) -> Observation:
-        """Adds sky and source Poisson noise. The inverse variance is what a pipeline can know: no map of the truth."""
+        """Adds sky and source Poisson noise. The inverse variance is what a pipeline can know: no map of the truth.
+
+        shared: ρ of the noise, which is of the survey's depth at the lowest frequencies: what resampling takes from
+        pixels it puts between them.
+        """
         sky = depth.sky_sigma * scale * 10 ** (self.conditions.depth * _normal((len(flux), 1, 1), flux, generator))
-        variance = sky.square() + depth.poisson_variance(flux.clamp(min=0))
-        image = flux + variance.sqrt() * _normal(flux.shape, flux, generator)
-        known = sky.square() + depth.poisson_variance(significant_flux(image, sky))
-        return Observation(band, frame, seen * image, seen / known)
+        white, level = _normal(flux.shape, flux, generator), 1.0 if shared is None else shared[:, :1, :1]
+        noise = white if shared is None else convolved(white, shared.sqrt())
+        variance = (sky.square() + depth.poisson_variance(flux.clamp(min=0))) / level
+        image = flux + variance.sqrt() * noise
+        known = (sky.square() + depth.poisson_variance(significant_flux(image, sky))) / level
+        return Observation(band, frame, seen * image, seen / known, shared)
 
     def _frame(self, band: Band, depth: Depth, grid: Grid, batch: int, generator) -> tuple[Frame, Tensor, Tensor]:
         """A frame per scene; P̂ with the dither on the sky's frequencies, (B, H, W//2 + 1); the dither (B, 2)."""

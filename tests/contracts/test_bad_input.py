@@ -73,6 +73,16 @@ def _moved(arcsec: float):
     return lambda folder: fits.writeto(folder / "g.fits", np.ones((24, 24)), header, overwrite=True)
 
 
+def _lags(values: np.ndarray):
+    """A breaker: g's noise has this correlation function."""
+
+    def breaker(folder):
+        fits.writeto(folder / "lags.fits", values)
+        _set(1, noise="lags.fits")(folder)
+
+    return breaker
+
+
 def _huge(folder):
     """A header that promises 20000² pixels, without them: refused before any allocation."""
     header = tan_header(24, SCALE["g"])
@@ -157,6 +167,15 @@ BROKEN = {
         lambda folder: (_set(1, zeropoint=None)(folder), _header("g.fits", BUNIT="uJy")(folder)),
         ["g:", "no zeropoint", "'uJy'", "g.fits"],
     ),
+    # correlated noise
+    "noise not text": (_set(1, noise=0.3), ["g:", "noise is 0.3, expected text", "scene.yaml"]),
+    "noise missing": (_set(1, noise="none.fits"), ["g:", "no such file", "none.fits"]),
+    "noise even": (_lags(np.ones((4, 5))), ["g:", "4 × 5 lags", "odd sides", "lags.fits"]),
+    "noise NaN": (_lags(_with(np.nan, (0, 0))(np.eye(3))), ["g:", "not finite at 1 lags", "lags.fits"]),
+    "noise off the middle": (_lags(_with(2.0, (0, 0))(np.eye(3))), ["g:", "is 1 in the middle", "2", "lags.fits"]),
+    "noise uneven": (_lags(np.triu(np.ones((3, 3)))), ["g:", "differs by 1 between opposite lags", "lags.fits"]),
+    "noise of negative power": (_lags(np.ones((5, 5))), ["g:", "of its power below zero", "lags.fits"]),
+    "noise is an image": (_set(1, noise="g.fits"), ["g:", "24 × 24 lags", "g.fits"]),
     # PSF
     "PSF is NaN": (_pixels("g_psf.fits", lambda p: p * np.nan), ["g:", "PSF", "441", "not finite", "g_psf.fits"]),
     "PSF sum": (

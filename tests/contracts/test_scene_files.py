@@ -9,6 +9,7 @@ import torch
 import yaml
 from astropy.io import fits
 
+from jointdiff.correlation import power_spectrum
 from jointdiff.errors import InputError
 from jointdiff.io.scene_files import read_field, read_fields, write_field
 from jointdiff.scene import Band, Frame, Grid, Observation
@@ -108,6 +109,29 @@ def test_any_pixel_type_becomes_native_float32(dtype, good):
     assert observation.image.dtype == observation.ivar.dtype == observation.frame.psf.dtype == torch.float32
     counts = fits.getdata(good.parent / "g.fits").astype(float)
     assert float(observation.image[0, 9, 2]) == pytest.approx(counts[9, 2] * 10**0.56, rel=1e-6)
+
+
+def test_correlated_noise_is_told_by_its_lags(good):
+    """In any unit: lag zero is 1, and the spectrum is on the image's own frequencies."""
+    assert all(o.correlation is None for o in read_field(good).observations)
+    axis = np.arange(-2, 3) ** 2
+    lags = 0.3 ** (axis[:, None] + axis)
+    fits.writeto(good.parent / "lags.fits", 7 * lags)
+    edit_yaml(good, lambda content: content["observations"][1].update(noise="lags.fits"))
+    vis, ground = read_field(good).observations
+    assert vis.correlation is None
+    expected = power_spectrum(torch.tensor(lags)[None], (24, 24)).float()
+    torch.testing.assert_close(ground.correlation, expected)
+
+
+def test_written_noise_reads_back(tmp_path):
+    observations = _simulated()
+    lags = torch.tensor([0.1, 0.4, 1.0, 0.4, 0.1])
+    power = power_spectrum(torch.outer(lags, lags)[None], (21, 21))
+    observations[2] = replace(observations[2], correlation=power)
+    field = read_field(write_field(tmp_path, "shared", observations, "VIS", CENTRE))
+    assert [o.correlation is None for o in field.observations] == [True, False, True]
+    torch.testing.assert_close(field.observations[1].correlation, power)
 
 
 def test_observation_order_changes_nothing(good):

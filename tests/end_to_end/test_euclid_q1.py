@@ -22,7 +22,7 @@ def output(request, real_data, tmp_path_factory):
     options = f"--method {request.param} --num_samples 24 --evaluations 4 --checkpoint {folder / 'model'}".split()
     with (
         pytest.warns(UserWarning, match=r"VIS: PSF sums to 0\.9453 and is normalised"),
-        pytest.warns(UserWarning, match=r"r: noise is correlated \(lag-1 0\.68"),
+        pytest.warns(UserWarning, match=r"r: noise is correlated \(lag-1 0\.68\): spectrum and level, 0\.1"),
     ):
         status = cli.main(["reconstruct", "--scene", str(scene), "--output", str(folder / "out"), *options])
     assert status == 0

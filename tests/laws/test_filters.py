@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from jointdiff.decimate import at_its_resolution
 from jointdiff.forward import ForwardModel, response, with_floors
 from jointdiff.simulate.galaxies import SourceSettings, draw_source
 from jointdiff.simulate.observe import GEOMETRIES, Conditions
@@ -43,7 +44,8 @@ def test_every_band_of_a_survey_has_a_filter_of_its_own(geometry):
 def test_observations_carry_the_surveys_filters(odd_colours, geometry, seen):
     """And where those are the scene's, A is one-hot and no variance is added but for aliasing under sources in VIS."""
     source = simulator((geometry,), STEADY, odd_colours)
-    drawn, served = source.draw(2, 0).observations, source.expose(2, 0).observations
+    drawn = source.draw(2, 0).observations
+    served = [at_its_resolution(o, 0.1) for o in source.expose(2, 0).observations]
     assert tuple(o.band for o in drawn) == seen
     for index, (one, other) in enumerate(zip(drawn, served, strict=True)):
         coefficients, scatter = response(one.band, BANDS)

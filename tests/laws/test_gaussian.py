@@ -11,12 +11,12 @@ from jointdiff.gaussian import (
     GaussianPosterior,
     GaussianPrior,
     apply,
-    conjugate_gradient,
     evidence_amplitude,
     field,
     fit_prior,
     spectrum,
 )
+from jointdiff.linear import conjugate_gradient
 from jointdiff.scene import Band, Grid
 from tests.observing import BANDS, geometries, observe
 

@@ -1,9 +1,12 @@
 """Laws of apertures, segments and fits: linear in the pixels, the same for every image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from jointdiff.correlation import convolved, power_spectrum
 from jointdiff.measure import data_checks
 from jointdiff.measure.catalog import measure_images
 from jointdiff.measure.data_checks import Data, check_against_data
@@ -164,6 +167,27 @@ def test_fitted_fluxes_have_their_stated_errors(segments, blend):
         pulls.append((checks.flux - TRUE_FLUX) / checks.flux_err)
     assert np.std(pulls) == pytest.approx(1, abs=4 / np.sqrt(2 * 1800))
     assert np.abs(np.mean(pulls, axis=0)).max() < 4.5 / np.sqrt(200)
+
+
+def test_fluxes_in_correlated_noise_have_their_stated_errors(segments, blend):
+    """With a masked column through the sources, whose pixels stand out of noise that is smoother than they are."""
+    generator, data = torch.Generator().manual_seed(5), observe(blend)
+    for ivar in data.ivars:
+        ivar[:, 10] = 0
+    lag = torch.arange(-3, 4) ** 2
+    powers = [power_spectrum(0.5 ** (lag[:, None] + lag)[None].double(), image.shape) for image in data.images]
+    shared = Data(blur, data.images, data.ivars, data.bands, [power[0] for power in powers])
+    pulls = []
+    for _ in range(60):
+        noisy = []
+        for image, ivar, power in zip(data.images, data.ivars, powers, strict=True):
+            white = torch.randn(1, *image.shape, generator=generator, dtype=torch.float64)
+            noisy.append(image + convolved(white, power.sqrt())[0] * ivar.max() ** -0.5)
+        checks = check_against_data(blend, NAMES, segments, replace(shared, images=noisy))
+        pulls.append((checks.flux - TRUE_FLUX) / checks.flux_err)
+    assert np.std(pulls) == pytest.approx(1, abs=4 / np.sqrt(2 * 540))
+    white_errors = check_against_data(blend, NAMES, segments, data).flux_err
+    assert (checks.flux_err < 0.9 * white_errors)[:, 0].all()
 
 
 def test_chi2_is_one_for_pure_noise_and_sees_a_wrong_model(segments, blend):

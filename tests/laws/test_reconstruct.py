@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from jointdiff.decimate import psf_fwhm
 from jointdiff.errors import InputError
 from jointdiff.forward import ForwardModel, with_aliasing_floor
 from jointdiff.gaussian import GaussianPosterior, apply, evidence_amplitude, field, spectrum
@@ -13,7 +14,7 @@ from jointdiff.reconstruct import diffusion, wiener
 from jointdiff.reconstruct.api import reconstruct
 from jointdiff.reconstruct.base import NoiseStream, single_scenes
 from jointdiff.reconstruct.diffusion import Diffusion
-from jointdiff.reconstruct.field import MARGIN, pad_field, psf_fwhm
+from jointdiff.reconstruct.field import MARGIN, pad_field
 from jointdiff.reconstruct.wiener import Wiener
 from jointdiff.scene import Frame, Grid, Observation
 from jointdiff.units import SIGMA_PER_FWHM
