@@ -34,6 +34,10 @@ MAX_BYTES = 4_000_000_000
 _BYTES_PER_VALUE = 32
 """Bytes held per sample, band and pixel at the peak: float32 samples, and float64 copies while they are measured."""
 
+PLAUSIBLE = (0.05, 1.2)
+"""Variance of sky pixels over the stated one that resampling explains: it takes variance from a pixel. More is that of
+sources too faint and many to tell apart; less is of images that hold no noise."""
+
 
 @dataclass(frozen=True)
 class PaddedField:
@@ -117,12 +121,15 @@ def _with_sky_noise(observation: Observation, label: str, place: str) -> tuple[O
     if not correlation > CORRELATED:
         return observation, False
     noise = sky_noise(observation)
+    taken = noise is not None and PLAUSIBLE[0] <= noise.level <= PLAUSIBLE[1]
     if noise is None:
         remedy = "too little sky to measure its spectrum, so errors assume white noise"
-    else:
+    elif taken:
         remedy = f"spectrum and level, {noise.level:.2f} of the stated variance, are taken from the sky"
+    else:
+        remedy = f"{noise.level:.2g} of the stated variance is not what resampling leaves: errors assume white noise"
     warnings.warn(f"{label}: noise is correlated (lag-1 {correlation:.2f}): {remedy}{place}", stacklevel=3)
-    return observation if noise is None else noise.of(observation), True
+    return noise.of(observation) if noise is not None and taken else observation, True
 
 
 def _with_margin(core: Grid, margin: float, stride: int) -> tuple[Grid, tuple[int, int]]:
