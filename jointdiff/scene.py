@@ -107,6 +107,10 @@ class Observation:
         """(B,), true where any pixel was observed."""
         return self.ivar.flatten(1).any(1)
 
+    def weigh(self, image: Tensor) -> Tensor:
+        """N⁻¹ image, of images (…, h, w) in nJy per pixel."""
+        return self.ivar * image
+
     def to(self, *args) -> "Observation":
         return replace(self, frame=self.frame.to(*args), image=self.image.to(*args), ivar=self.ivar.to(*args))
 

@@ -18,6 +18,7 @@ from jointdiff.io.scene_files import Field
 from jointdiff.io.wcs import sky_position
 from jointdiff.measure.catalog import CORRELATED_NOISE, NOT_CONVERGED, find_sources, measure
 from jointdiff.measure.data_checks import Data
+from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
 
@@ -25,11 +26,12 @@ from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
 class FieldJob:
     """A field that is ready to be reconstructed: everything that can be wrong with it was checked.
 
+    align: correct the positions of its observations by their own light, before they are sampled.
     Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
     """
 
-    def __init__(self, field: Field, reconstructor: Reconstructor, count: int):
-        self.field, self._reconstructor, self._count = field, reconstructor, count
+    def __init__(self, field: Field, reconstructor: Reconstructor, count: int, align: bool = True):
+        self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, align
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
@@ -40,17 +42,19 @@ class FieldJob:
     def run(self, folder: Path, seed: int, provenance: Mapping[str, object]) -> Table:
         """Sample, measure and write into ``folder``; tells how it went; returns the catalog."""
         print(self._describe(), flush=True)
+        cards = self._aligned() if self._align else {}
         start, field, padded = time.perf_counter(), self.field, self.padded
         stream = NoiseStream(seed, field.name)
         draws = self._reconstructor.sample(padded.observations, padded.grid, self._count, stream)
         seconds = time.perf_counter() - start
         model = self._reconstructor.denoiser.forward_model(padded.observations, padded.grid)
         catalog = self._measure(draws, model)
+        catalog.meta.update({key: value for key, (value, _) in cards.items()})
         samples, mean = padded.crop(draws.samples).cpu(), padded.crop(draws.mean).cpu()
         std = samples.std(0)
         denoiser = self._reconstructor.denoiser
         layout = (denoiser.bands, field.wcs, denoiser.target_fwhm)
-        write_reconstruction(folder / "reconstruction.fits", mean, std, samples, *layout, provenance)
+        write_reconstruction(folder / "reconstruction.fits", mean, std, samples, *layout, provenance, cards)
         write_catalog(folder / "catalog.fits", catalog, provenance)
         figure = scene_figure(
             views_of(padded.observations, model(draws.mean[None])),
@@ -69,6 +73,13 @@ class FieldJob:
             flush=True,
         )
         return catalog
+
+    def _aligned(self) -> dict[str, tuple[float, str]]:
+        """Moves the observations where they are off, and says so; the header's keywords."""
+        self.padded, found = align_field(self.padded, self._reconstructor.denoiser)
+        if found is not None and found.line:
+            print(f"{self.field.name}: {found.line}", flush=True)
+        return found.cards(self.names) if found is not None else {}
 
     def _measure(self, draws: Draws, model: ForwardModel) -> Table:
         """The catalog, in pixels of the core: measured on the padded grid, where the data have their full model."""
