@@ -64,6 +64,10 @@ def simulator(config: Config, split: str, margin: int | None = None, geometries=
         drop_ground=scene.drop_ground,
         drop_vis=scene.drop_vis,
         drop_all=scene.drop_all,
+        jitter=scene.jitter,
+        zero_point_error=scene.zero_point_error,
+        psf_error=scene.psf_error,
+        sky_error=scene.sky_error,
     )
     if margin is not None:
         width = margin * scene.pixel_scale

@@ -25,6 +25,7 @@ class ReconstructConfig:
         num_samples: Posterior samples per scene.
         evaluations: Evaluations of the network per sample.
         seed: Seed of the samples.
+        align: Correct the positions of the images against the reference by their own light; true or false.
         checkpoint: Folder model/ of a trained run; without it, the weights packaged with jointdiff.
     """
 
@@ -35,6 +36,7 @@ class ReconstructConfig:
     num_samples: int = 32
     evaluations: int = 8
     seed: int = 0
+    align: bool = True
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -255,7 +257,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     calibration = _calibration_for(config, folder, own)
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
-    given = (reconstructor, config.num_samples, calibration, check)
+    given = (reconstructor, config.num_samples, config.align, calibration, check)
     jobs = [FieldJob(field, *given) for field in read_fields(config.scene)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs]
     merged = merge_catalogs(catalogs)

@@ -39,9 +39,14 @@ def half_plane_weights(grid: Grid) -> np.ndarray:
     return np.where((columns == 0) | (2 * columns == grid.shape[1]), 1.0, 2.0)
 
 
+def wavevectors(grid: Grid) -> np.ndarray:
+    """k (H, W//2 + 1, 2) of ``torch.fft.rfft2`` on the grid, cycles per arcsec on the sky (y, x)."""
+    return frequencies(grid) @ np.linalg.inv(grid.matrix)
+
+
 def wavenumber(grid: Grid) -> np.ndarray:
     """|k| (H, W//2 + 1) of ``torch.fft.rfft2`` on the grid, cycles per arcsec."""
-    return np.linalg.norm(frequencies(grid) @ np.linalg.inv(grid.matrix), axis=-1)
+    return np.linalg.norm(wavevectors(grid), axis=-1)
 
 
 def gaussian_transfer(grid: Grid, fwhm: float) -> np.ndarray:
@@ -131,8 +136,7 @@ def psf_transfer(scene: Grid, frame: Frame) -> Tensor:
 
 def shift_phase(scene: Grid, shift: Tensor) -> Tensor:
     """exp(2πi k·s), (B, H, W//2 + 1), for sky shifts (B, 2) in arcsec of the observed pixels."""
-    k = frequencies(scene) @ np.linalg.inv(scene.matrix)  # cycles per arcsec
-    angle = 2 * torch.pi * torch.einsum("hwi,bi->bhw", torch.as_tensor(k).to(shift), shift)
+    angle = 2 * torch.pi * torch.einsum("hwi,bi->bhw", torch.as_tensor(wavevectors(scene)).to(shift), shift)
     return torch.polar(torch.ones_like(angle), angle)
 
 
@@ -200,6 +204,12 @@ class ForwardModel:
             back = (transfer.conj() * total.transpose(image)).unsqueeze(1) * c.view(-1, 1, 1)
             spectrum = back if spectrum is None else spectrum + back
         return torch.fft.irfft2(spectrum, s=self.grid.shape)
+
+    def times(self, factor: Tensor) -> "ForwardModel":
+        """This model with every transfer multiplied by a factor (H, W//2 + 1): a derivative, for one."""
+        part = copy(self)
+        part.transfers = [transfer * factor for transfer in self.transfers]
+        return part
 
     def passing(self, least: float) -> "ForwardModel":
         """This model without the frequencies that a PSF passes by less than ``least`` of what it passes at k = 0."""

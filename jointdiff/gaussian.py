@@ -208,7 +208,7 @@ class GaussianPosterior:
     """p(scene | observations) for a Gaussian prior, and p(scene | x_t, observations) at any noise level.
 
     model, observations: what was seen. gamma: Γ (H, W//2 + 1, C, C) on the model's grid.
-    amplitude: (B,), or None for the maximum of the evidence.
+    amplitude: (B,), or None for the maximum of the evidence. start: a first guess (B, C, H, W) of the mean.
     """
 
     def __init__(
@@ -219,6 +219,7 @@ class GaussianPosterior:
         amplitude: Tensor | None = None,
         tolerance: float = 0.03,
         max_steps: int = 100,
+        start: Tensor | None = None,
     ):
         self.grid = model.grid
         self.weighted_data = model.adjoint([o.weigh(o.image) for o in observations])  # Aᵀ N⁻¹ y
@@ -235,7 +236,7 @@ class GaussianPosterior:
         self.lower = torch.linalg.cholesky(self.precision)
         self.covariance = torch.cholesky_inverse(self.lower)  # S: a product is several times faster than a solution
 
-        start = self._covariance(even_data)
+        start = self._covariance(even_data) if start is None else start
         self._tolerance, self._max_steps = tolerance, max_steps
         self.mean = self._solve(self.weighted_data, start)
         self._precision_mean = apply(self.precision, spectrum(self.mean))  # P̄ μ₀
@@ -243,6 +244,13 @@ class GaussianPosterior:
     def _operator(self, x: Tensor) -> Tensor:
         """The exact precision, Aᵀ N⁻¹ A x + Γ⁻¹ x / a²."""
         return self._model.normal(x, self._observations) + field(apply(self.prior_precision, spectrum(x)), self.grid)
+
+    def solve(self, rhs: Tensor, tolerance: float) -> Tensor:
+        """P⁻¹ rhs of the exact precision, (S, C, H, W) for one scene (B = 1), each to ``tolerance`` of its norm."""
+        norm = (rhs * self._covariance(rhs)).flatten(1).mean(1).clamp(min=1e-30).sqrt().view(-1, 1, 1, 1)
+        unit = rhs / norm
+        start = self._covariance(unit)
+        return norm * conjugate_gradient(self._operator, self._covariance, unit, start, tolerance, self._max_steps)
 
     def _solve(self, rhs: Tensor, start: Tensor) -> Tensor:
         return conjugate_gradient(self._operator, self._covariance, rhs, start, self._tolerance, self._max_steps)

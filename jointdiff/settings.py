@@ -75,6 +75,10 @@ class SceneConfig:
         drop_ground: Probability that every ground band is missing.
         drop_vis: Probability that VIS is missing.
         drop_all: Probability that every observation is missing.
+        jitter: Error of the served position of a ground image along each axis, arcsec.
+        zero_point_error: Fractional error of the served zero point.
+        psf_error: Fractional error of the served PSF's width; in VIS its change with colour.
+        sky_error: Error of the subtracted sky over the sky noise of a pixel.
     """
 
     size: int = 64
@@ -88,6 +92,10 @@ class SceneConfig:
     drop_ground: float = 0.03
     drop_vis: float = 0.03
     drop_all: float = 0.02
+    jitter: float = 0.0
+    zero_point_error: float = 0.0
+    psf_error: float = 0.0
+    sky_error: float = 0.0
 
     def __post_init__(self) -> None:
         positive(self, "scene.", "size pixel_scale")
@@ -96,6 +104,9 @@ class SceneConfig:
         require(least * (1 - 1e-9) <= self.target_fwhm < float("inf"), "scene.target_fwhm", self.target_fwhm, expected)
         require(1 <= self.mean_sources < float("inf"), "scene.mean_sources", self.mean_sources, "at least 1")
         fractions(self, "scene.", "empty_fraction margin drop_band drop_ground drop_vis drop_all")
+        for name, most in {"jitter": 0.2, "zero_point_error": 0.1, "psf_error": 0.1, "sky_error": 1.0}.items():
+            value = getattr(self, name)
+            require(0 <= value <= most, f"scene.{name}", value, f"0 to {most:g}")
         require(bool(self.geometries), "scene.geometries", "empty", "at least one geometry")
 
 

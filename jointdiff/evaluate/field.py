@@ -29,6 +29,7 @@ from jointdiff.measure.data_checks import Data
 from jointdiff.measure.detection import Segments
 from jointdiff.measure.modes import disagreement
 from jointdiff.measure.photometry import aperture_map, fluxes
+from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
 
@@ -36,8 +37,9 @@ from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
 class FieldJob:
     """A field that is ready to be reconstructed: everything that can be wrong with it was checked.
 
-    calibration: of the reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration
-    says; None for no check.
+    align: correct the positions of its observations by their own light, before they are sampled. calibration: of the
+    reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration says; None for no
+    check.
     Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
     """
 
@@ -46,10 +48,11 @@ class FieldJob:
         field: Field,
         reconstructor: Reconstructor,
         count: int,
+        align: bool = True,
         calibration: Calibration | None = None,
         check: Reconstructor | None = None,
     ):
-        self.field, self._reconstructor, self._count = field, reconstructor, count
+        self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, align
         self._calibration, self._check = calibration, check
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
@@ -63,17 +66,19 @@ class FieldJob:
     def run(self, folder: Path, seed: int, provenance: Mapping[str, object]) -> Table:
         """Sample, measure and write into ``folder``; tells how it went; returns the catalog."""
         print(self._describe(), flush=True)
+        cards = self._aligned() if self._align else {}
         start, field, padded = time.perf_counter(), self.field, self.padded
         stream = NoiseStream(seed, field.name)
         draws = self._reconstructor.sample(padded.observations, padded.grid, self._count, stream)
         seconds = time.perf_counter() - start
         model = self._reconstructor.denoiser.forward_model(padded.observations, padded.grid)
         catalog = self._measure(draws, model, stream)
+        catalog.meta.update({key: value for key, (value, _) in cards.items()})
         samples, mean = padded.crop(draws.samples).cpu(), padded.crop(draws.mean).cpu()
         std = samples.std(0)
         denoiser = self._reconstructor.denoiser
         layout = (denoiser.bands, field.wcs, denoiser.target_fwhm)
-        write_reconstruction(folder / "reconstruction.fits", mean, std, samples, *layout, provenance)
+        write_reconstruction(folder / "reconstruction.fits", mean, std, samples, *layout, provenance, cards)
         write_catalog(folder / "catalog.fits", catalog, provenance)
         figure = scene_figure(
             views_of(padded.observations, model(draws.mean[None])),
@@ -92,6 +97,13 @@ class FieldJob:
             flush=True,
         )
         return catalog
+
+    def _aligned(self) -> dict[str, tuple[float, str]]:
+        """Moves the observations where they are off, and says so; the header's keywords."""
+        self.padded, found = align_field(self.padded, self._reconstructor.denoiser)
+        if found is not None and found.line:
+            print(f"{self.field.name}: {found.line}", flush=True)
+        return found.cards(self.names) if found is not None else {}
 
     def _measure(self, draws: Draws, model: ForwardModel, stream: NoiseStream) -> Table:
         """The catalog, in pixels of the core: measured on the padded grid, where the data have their full model."""

@@ -68,15 +68,19 @@ def write_reconstruction(
     wcs: WCS,
     target_fwhm: float,
     provenance: Mapping[str, object],
+    cards: Mapping[str, tuple[float, str]] | None = None,
 ) -> None:
     """Write HDUs MEAN, STD (C, H, W) and SAMPLES (S, C, H, W), float32 nJy per pixel, just as passed.
 
     mean, std, samples: arrays or CPU tensors. wcs: celestial, of the scene's pixels. provenance: keys of PROVENANCE.
+    cards: further keywords of the primary header, with values and comments.
     """
     cubes = {name: _cube(array) for name, array in (("MEAN", mean), ("STD", std), ("SAMPLES", samples))}
     assert cubes["MEAN"].shape == cubes["STD"].shape == cubes["SAMPLES"].shape[1:], "mean, std and samples differ"
     hdus = [_cube_hdu(name, cube, bands, wcs, target_fwhm) for name, cube in cubes.items()]
-    write_fits(path, [_primary(bands, target_fwhm, provenance), *hdus])
+    primary = _primary(bands, target_fwhm, provenance)
+    primary.header.update(cards or {})
+    write_fits(path, [primary, *hdus])
 
 
 def read_reconstruction(path: str | Path) -> Reconstruction:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
+from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import NoiseStream, Reconstructor
 from jointdiff.reconstruct.diffusion import MODES, Diffusion
 from jointdiff.reconstruct.field import check_size, pad_field
@@ -54,11 +55,13 @@ def reconstruct(
     name: str = "scene",
     evaluations: int = 8,
     mode: str = "amortized",
+    align: bool = True,
 ) -> SkySamples:
     """Sample the sharp sky of one field from its observations (B = 1).
 
     grid: pixels to reconstruct, by default those of VIS. seed, name: of the random numbers. evaluations: of the network
-    per sample, at least 3. mode: how diffusion sees the data (METHOD section 7). Given a field's name and the grid of
+    per sample, at least 3. mode: how diffusion sees the data (METHOD section 7). align: correct the positions of
+    the observations by their own light (METHOD section 4). Given a field's name and the grid of
     its reference, these are the samples of the reconstruct command. Raises InputError for observations that do not suit
     the denoiser.
     """
@@ -73,5 +76,7 @@ def reconstruct(
     field = pad_field(observations, grid, denoiser)
     check_size(field, num_samples, len(denoiser.bands), name)
     reconstructor.check(field.observations, name)
+    if align:
+        field = align_field(field, denoiser)[0]
     draws = reconstructor.sample(field.observations, field.grid, num_samples, NoiseStream(seed, name))
     return SkySamples(field.crop(draws.samples), field.crop(draws.mean), denoiser.bands, grid, denoiser.target_fwhm)

@@ -69,10 +69,11 @@ class Simulator:
         skies = self.skies(batch, composer, composed)
         observer = torch.Generator(self.device).manual_seed(seed_of("observe", seed))
         through = skies[:, [composed.index(band) for band in seen]]
-        observations = self._telescope.observe(through, geometry, observer)
+        mistakes = torch.Generator(self.device).manual_seed(seed_of("mistakes", seed))
+        observations = self._telescope.observe(through, geometry, observer, mistakes)
         return Mock(self.scenes(skies[:, : len(self.bands)]), observations)
 
 
 def complete(conditions: Conditions) -> Conditions:
-    """The same conditions with every band observed, over the whole scene."""
+    """The same conditions, errors that nobody knows of included, with every band observed, over the whole scene."""
     return replace(conditions, margin=0.0, drop_band=0.0, drop_ground=0.0, drop_vis=0.0, drop_all=0.0)

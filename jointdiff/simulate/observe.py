@@ -54,6 +54,11 @@ class Conditions:
     seeing, depth: scatter in dex. ellipticity: rms of each PSF shear component. wing: largest fraction of the PSF's
     flux in a component 2.2 times as wide. margin: fraction of scenes seen only in a central core, with a margin between
     the two margin_width, arcsec. drop_*: probabilities that observations are missing.
+
+    What is served is not what was: deviations, per observation, of errors that nobody knows of. jitter: of the position
+    along each axis, arcsec, but for VIS, which defines it. zero_point_error: fraction of the flux. psf_error: fraction
+    of the PSF's width, without the pixel; in VIS that stands for its change with a source's colour. sky_error: of the
+    sky level left in an image, over the sky noise of a pixel.
     """
 
     seeing: float = 0.06
@@ -66,6 +71,32 @@ class Conditions:
     drop_ground: float = 0.03
     drop_vis: float = 0.03
     drop_all: float = 0.02
+    jitter: float = 0.0
+    zero_point_error: float = 0.0
+    psf_error: float = 0.0
+    sky_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What is off in one observation, scene by scene: shift (B, 2), arcsec; the others (B, 1, 1).
+
+    flux: factor on the light. width: factor on the width of the PSF. sky: level left, in units of the sky noise.
+    """
+
+    shift: Tensor
+    flux: Tensor
+    width: Tensor
+    sky: Tensor
+
+    @classmethod
+    def draw(cls, conditions: Conditions, space: bool, batch: int, generator: torch.Generator) -> "Errors":
+        """All are drawn whatever the deviations, so that none of them changes another."""
+        like = torch.empty(0, device=generator.device)
+        shift = _normal((batch, 2), like, generator) * (0.0 if space else conditions.jitter)
+        flux, width, sky = (_normal((batch, 1, 1), like, generator) for _ in range(3))
+        factors = 1 + conditions.zero_point_error * flux, 1 + conditions.psf_error * width
+        return cls(shift, *factors, conditions.sky_error * sky)
 
 
 def observed_grid(scene: Grid, pixel_scale: float) -> Grid:
@@ -85,10 +116,12 @@ class Telescope:
         self.scene, self.sky, self.bands, self.conditions = scene, sky, tuple(bands), conditions
         self._library_transfer = gaussian_transfer(sky, psf_fwhm)
 
-    def observe(self, sky: Tensor, geometry: Geometry, generator: torch.Generator) -> list[Observation]:
+    def observe(
+        self, sky: Tensor, geometry: Geometry, generator: torch.Generator, mistakes: torch.Generator
+    ) -> list[Observation]:
         """One observation per band of skies (B, C, H, W), whose channels are the bands as the geometry sees them.
 
-        A band dropped in a scene has no inverse variance.
+        A band dropped in a scene has no inverse variance. mistakes: draws the Errors, so that they change nothing else.
         """
         spectrum = torch.fft.rfft2(sky) / torch.as_tensor(self._library_transfer).to(sky)
         kept, core = self._kept(len(sky), generator), self._core(len(sky), generator)
@@ -99,12 +132,13 @@ class Telescope:
             grid = observed_grid(self.scene, self.scene.scale if space else geometry.pixel_scale)
             # The noise of a pixel goes with its side: resampling the survey's pixels keeps the depth.
             depth_scale = grid.scale / load_survey("euclid" if space else geometry.survey).pixel_scale
-            frame, transfer, dither = self._frame(band, depth, grid, len(sky), generator)
+            errors = Errors.draw(self.conditions, space, len(sky), mistakes)
+            frame, transfer, dither = self._frame(band, depth, grid, len(sky), generator, errors)
             image = fourier_sum(self.sky, grid, sky.dtype, sky.device)(spectrum[:, index] * transfer)
-            flux = (grid.scale / self.sky.scale) ** 2 * image
+            flux = (grid.scale / self.sky.scale) ** 2 * errors.flux * image
             seen = kept[:, index].view(-1, 1, 1) * self._footprint(grid, dither, core)
             shared = None if space else self._correlation(geometry, grid, len(sky), generator)
-            observations.append(self._expose(band, frame, flux, depth, depth_scale, seen, shared, generator))
+            observations.append(self._expose(band, frame, flux, depth, depth_scale, seen, shared, errors, generator))
         return observations
 
     @staticmethod
@@ -126,6 +160,7 @@ class Telescope:
         scale: float,
         seen: Tensor,
         shared: Tensor | None,
+        errors: Errors,
         generator,
     ) -> Observation:
         """Adds sky and source Poisson noise. The inverse variance is what a pipeline can know: no map of the truth.
@@ -137,12 +172,14 @@ class Telescope:
         white, level = _normal(flux.shape, flux, generator), 1.0 if shared is None else shared[:, :1, :1]
         noise = white if shared is None else convolved(white, shared.sqrt())
         variance = (sky.square() + depth.poisson_variance(flux.clamp(min=0))) / level
-        image = flux + variance.sqrt() * noise
+        image = flux + variance.sqrt() * noise + errors.sky * sky
         known = (sky.square() + depth.poisson_variance(significant_flux(image, sky))) / level
         return Observation(band, frame, seen * image, seen / known, shared)
 
-    def _frame(self, band: Band, depth: Depth, grid: Grid, batch: int, generator) -> tuple[Frame, Tensor, Tensor]:
-        """A frame per scene; P̂ with the dither on the sky's frequencies, (B, H, W//2 + 1); the dither (B, 2)."""
+    def _frame(
+        self, band: Band, depth: Depth, grid: Grid, batch: int, generator, errors: Errors
+    ) -> tuple[Frame, Tensor, Tensor]:
+        """A frame per scene, as it is served; P̂ of the true one with its shift, (B, H, W//2 + 1); the dither (B, 2)."""
         like = torch.empty(0, device=generator.device)
         shear = self.conditions.ellipticity * _normal((batch, 2), like, generator)
         k = sheared_wavenumber(self.sky, shear)
@@ -151,18 +188,22 @@ class Telescope:
         dither = grid.scale * (torch.rand(batch, 2, device=generator.device, generator=generator) - 0.5)
         if band.name == "VIS":
             dither = torch.zeros_like(dither)  # its pixels define the scene's
-            optics = vis_transfer(k, VIS_JITTER_FWHM * stretch)
-        else:
+
+        def optics(k: Tensor) -> Tensor:
+            if band.name == "VIS":
+                return vis_transfer(k, VIS_JITTER_FWHM * stretch)
             fwhm = depth.fwhm * stretch
-            optics = (1 - wing) * kolmogorov_transfer(k, fwhm) + wing * kolmogorov_transfer(k, 2.2 * fwhm)
-        pixel = np.prod(np.sinc(frequencies(self.sky) * (grid.scale / self.sky.scale)), axis=-1)
-        transfer = optics * torch.as_tensor(pixel).to(optics)
+            return (1 - wing) * kolmogorov_transfer(k, fwhm) + wing * kolmogorov_transfer(k, 2.2 * fwhm)
+
+        pixel = torch.as_tensor(np.prod(np.sinc(frequencies(self.sky) * (grid.scale / self.sky.scale)), axis=-1)).to(k)
+        served = optics(k) * pixel
+        true = optics(k * errors.width) * pixel if self.conditions.psf_error else served
         # Without the torus's last row a ground stamp would be wrong by 1e-3. That loss is less than the aliasing of
         # undersampled VIS, which is least with a pixel at the centre.
         size = min(grid.shape)
         size -= band.name == "VIS" and size % 2 == 0
-        psf = self._stamp(grid, size, transfer)
-        return Frame(grid, psf, shift=dither), transfer * shift_phase(self.sky, dither), dither
+        psf = self._stamp(grid, size, served)
+        return Frame(grid, psf, shift=dither), true * shift_phase(self.sky, dither + errors.shift), dither
 
     def _stamp(self, grid: Grid, size: int, transfer: Tensor) -> Tensor:
         """The PSF (B, n, n) on the observed pixels of a point at the centre of a stamp of n = ``size``."""
