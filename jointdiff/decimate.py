@@ -28,13 +28,15 @@ def at_its_resolution(observation: Observation, scale: float) -> Observation:
     Others stay as they are, as do those whose PSF has pixels that do not divide the image's.
     """
     while (
-        observation.frame.grid.scale <= 1.01 * scale
-        and psf_fwhm(observation.frame) >= OVERSAMPLED * observation.frame.grid.scale
-        and min(observation.frame.grid.shape) >= 2
-        and _divides(observation.frame)
+        oversampled(observation.frame, scale) and min(observation.frame.grid.shape) >= 2 and _divides(observation.frame)
     ):
         observation = decimated(observation)
     return observation
+
+
+def oversampled(frame: Frame, scale: float) -> bool:
+    """Whether pixels no coarser than ``scale`` (arcsec) are so fine that 2 × 2 of them hold no more than their sum."""
+    return frame.grid.scale <= 1.01 * scale and psf_fwhm(frame) >= OVERSAMPLED * frame.grid.scale
 
 
 def psf_fwhm(frame: Frame) -> float:

@@ -15,7 +15,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from jointdiff.correlation import resized
-from jointdiff.decimate import at_its_resolution, psf_fwhm
+from jointdiff.decimate import at_its_resolution, oversampled, psf_fwhm
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
 from jointdiff.forward import with_floors
@@ -100,7 +100,7 @@ def pad_field(
         cut = _cut(observation, core)
         if cut is None:
             continue
-        cut, is_correlated = _with_sky_noise(cut, label, place)
+        cut, is_correlated = _with_sky_noise(cut, core.scale, label, place)
         if is_correlated:
             correlated.append(label)
         ready = with_floors(at_its_resolution(cut, core.scale), denoiser.bands)
@@ -115,21 +115,23 @@ def pad_field(
     return PaddedField(tuple(kept), grid, core, corner, tuple(sorted(set(correlated), key=names.index)))
 
 
-def _with_sky_noise(observation: Observation, label: str, place: str) -> tuple[Observation, bool]:
-    """With the noise that its sky shows, where that is correlated, and whether it is: then warns. As it is if said."""
+def _with_sky_noise(observation: Observation, scale: float, label: str, place: str) -> tuple[Observation, bool]:
+    """With the noise that its sky shows, where that is correlated, and whether it is: then warns. As it is if said.
+
+    Only of images of finer pixels than their PSF needs, whose resampling explains it: on others what neighbours share
+    may well be faint light, and taken for noise it would leave the rest of the image far too sure.
+    """
     correlation = noise_correlation(observation) if observation.correlation is None else 0.0
     if not correlation > CORRELATED:
         return observation, False
-    noise = sky_noise(observation)
-    taken = noise is not None and PLAUSIBLE[0] <= noise.level <= PLAUSIBLE[1]
-    if noise is None:
-        remedy = "too little sky to measure its spectrum, so errors assume white noise"
-    elif taken:
+    noise = sky_noise(observation) if oversampled(observation.frame, scale) else None
+    if noise is not None and PLAUSIBLE[0] <= noise.level <= PLAUSIBLE[1]:
         remedy = f"spectrum and level, {noise.level:.2f} of the stated variance, are taken from the sky"
+        observation = noise.of(observation)
     else:
-        remedy = f"{noise.level:.2g} of the stated variance is not what resampling leaves: errors assume white noise"
+        remedy = "stated errors assume white noise; noise: in scene.yaml can name its spectrum"
     warnings.warn(f"{label}: noise is correlated (lag-1 {correlation:.2f}): {remedy}{place}", stacklevel=3)
-    return noise.of(observation) if noise is not None and taken else observation, True
+    return observation, True
 
 
 def _with_margin(core: Grid, margin: float, stride: int) -> tuple[Grid, tuple[int, int]]:

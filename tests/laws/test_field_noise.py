@@ -27,9 +27,10 @@ BANDS = tuple(Band(*band) for band in DEMO_BANDS)
 MEGACAM = Band("r", "cfht-r")
 
 
-def _observation(image: np.ndarray, band: Band = BANDS[2], sigma: float = 1.0) -> Observation:
+def _observation(image: np.ndarray, band: Band = BANDS[2], sigma: float = 1.0, width: float = 2.0) -> Observation:
+    """Under a Gaussian PSF of standard deviation ``width`` pixels of 0.1 arcsec."""
     pixels = torch.tensor(image, dtype=torch.float32)[None]
-    frame = Frame(Grid.centred(image.shape, 0.1), gaussian_psf(1, 15, 2.0, torch.float32))
+    frame = Frame(Grid.centred(image.shape, 0.1), gaussian_psf(1, 15, width, torch.float32))
     return Observation(band, frame, pixels, torch.full_like(pixels, sigma**-2))
 
 
@@ -115,7 +116,7 @@ def test_too_little_sky_is_not_judged():
 def test_a_field_of_correlated_noise_is_told():
     core = Grid.centred((60, 60), 0.1)
     white = [_observation(_noise(60, 0, i), band) for i, band in enumerate(BANDS[:2])]
-    smooth = _observation(_noise(60, 0.8, 5), Band("i", "hsc-i"))
+    smooth = _observation(_noise(60, 0.8, 5), Band("i", "hsc-i"), width=2.5)
     smooth.ivar[0, 10:20] = 0
     smooth.image[0, 10:20] = torch.nan
     with pytest.warns(UserWarning) as told:
@@ -127,10 +128,12 @@ def test_a_field_of_correlated_noise_is_told():
     assert [o.correlation is None for o in padded.observations] == [True, True, False]
 
 
-def test_too_little_sky_leaves_noise_white():
-    core = Grid.centred((16, 16), 0.1)
-    with pytest.warns(UserWarning, match=r"^r: noise is correlated \(lag-1 .*\): too little sky to measure its sp"):
-        padded = pad_field([_observation(_noise(16, 0.8, 5))], core, untrained())
+@pytest.mark.parametrize(("size", "width"), [(16, 2.5), (60, 2.0)], ids=["too little sky", "not oversampled"])
+def test_what_neither_sky_nor_resampling_explains_leaves_noise_white(size, width):
+    """Where pixels are no finer than the PSF needs, what neighbours share may be faint sources' light."""
+    observation = _observation(_noise(size, 0.8, 5), width=width)
+    with pytest.warns(UserWarning, match=r"^r: noise is correlated \(lag-1 .*\): stated errors assume white noise"):
+        padded = pad_field([observation], Grid.centred((size, size), 0.1), untrained())
     assert padded.correlated == ("r",)
     assert padded.observations[0].correlation is None
 
