@@ -26,6 +26,8 @@ FILTERS = {
     # Euclid's ground partners beside HSC and CFHT: DES in the south, Pan-STARRS in the north.
     **{f"decam-{band}": f"decam2014-{band}" for band in "griz"},
     "ps1-i": "panstarrs-i",
+    # What simulated images of galaxies are made through.
+    **{f"sdss-{band}": f"sdss2010-{band}" for band in "ugriz"},
 }
 """The curve that speclite holds for each filter name that a scene file may use."""
 
