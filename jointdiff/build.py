@@ -46,6 +46,19 @@ def sources(config: Config):
     )
 
 
+def images(config: Config):
+    """What galaxies are drawn from, where that is not GalSim's models; None where it is.
+
+    Raises InputError for a folder without such images, or with too few galaxies to keep splits apart.
+    """
+    from jointdiff.simulate.images import find_images
+
+    library = config.library
+    if library.source == "galsim":
+        return None
+    return find_images(library.source, Path(library.images), library.image_fraction, library.redshifts)
+
+
 def simulator(config: Config, split: str, margin: int | None = None, geometries=None, device="cpu"):
     """Mocks of one split of the run's library: as training sees them or, with a margin, complete ones.
 
@@ -104,7 +117,10 @@ def _check_library(config: Config) -> None:
     folder = Path(config.run) / "library"
     index = read_index(folder)
     library, settings = config.library, index["settings"]
+    pictured = index.get("images", {"kind": "galsim", "fraction": library.image_fraction})
     held = {
+        "library.source": (library.source, pictured["kind"]),
+        "library.image_fraction": (library.image_fraction, pictured["fraction"]),
         "seed": (config.seed, index["seed"]),
         "library.count": (library.count, sum(len(record["entries"]) for record in index["shards"])),
         "library.magnitudes": (list(library.magnitudes), settings["magnitudes"]),
@@ -123,6 +139,9 @@ def digest(config: Config) -> str:
 
     library = asdict(config.library)
     del library["workers"], library["shard_size"]
+    if config.library.source == "galsim":  # what is not used changes nothing
+        for key in ("source", "images", "image_fraction", "redshifts"):
+            del library[key]
     stamps = [asdict(band) for band in library_bands(config)]
     parts = [version("jointdiff"), config.seed, config.bands, stamps, library, asdict(config.scene)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The command line: ``python -m jointdiff simulate|train|reconstruct|evaluate`` and scripts/*.py.
+"""The command line: ``python -m jointdiff simulate|train|reconstruct|evaluate|ingest|data`` and scripts/*.py.
 
 Each command reads YAML (``--config``) and dotted overrides (``--training.steps 500``) into a config
 dataclass and calls the function of the same name in config.py. A user's mistake is one line and status 2.
@@ -8,16 +8,17 @@ import re
 import sys
 import warnings
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
+from itertools import chain, takewhile
 from typing import Any, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from jointdiff import config
+from jointdiff import archives, config
 from jointdiff.errors import InputError, closest
 
 COMMANDS = {
@@ -25,7 +26,21 @@ COMMANDS = {
     "train": config.Config,
     "reconstruct": config.ReconstructConfig,
     "evaluate": config.Config,
+    "ingest": archives.IngestConfig,
+    "data": archives.DataConfig,
 }
+
+_WORDS = {"ingest": ("survey", "files"), "data": ("action", "folder")}
+"""Options that may be given as words before the first option: scripts/ingest.py euclid-q1 a.fits --output out."""
+
+_REPEATED = {
+    "reconstruct": ("scene", "A scene.yaml; repeat the option for more."),
+    "ingest": ("files", "A file of the archive; repeat the option for more."),
+}
+"""The option of a command that is a list, given by repeating it."""
+
+_SWITCHES = {"ingest": ("add", "Add the bands to the scene that is in the folder.")}
+"""The option of a command that needs no value."""
 
 
 def main(arguments: list[str]) -> int:
@@ -40,11 +55,16 @@ def main(arguments: list[str]) -> int:
             raise InputError(f"unknown command {command}; did you mean {closest(command, COMMANDS)}?")
         else:
             with _one_line_warnings():
-                getattr(config, command)(parse(command, arguments[1:]))
+                _function(command)(parse(command, arguments[1:]))
     except InputError as error:
         print("jointdiff:", *str(error).splitlines(), file=sys.stderr)
         return 2
     return 0
+
+
+def _function(command: str) -> Callable[[Any], None]:
+    """What a command does: the function of its name."""
+    return getattr(archives if hasattr(archives, command) else config, command)
 
 
 @contextmanager
@@ -69,6 +89,7 @@ def parse(command: str, arguments: list[str]) -> Any:
     """
     kind = COMMANDS[command]
     parser = build_parser(command)
+    arguments = _named(command, arguments)
     files = list(_config_files(arguments))
     for path in files:
         _check_file(path, kind, parser)
@@ -91,8 +112,9 @@ def build_parser(command: str) -> ArgumentParser:
     kind = COMMANDS[command]
     parser = ArgumentParser(
         prog=f"jointdiff {command}",
-        usage=f"python -m jointdiff {command} [--config FILE] [--KEY VALUE …]",
-        description=getattr(config, command).__doc__,
+        usage=f"python -m jointdiff {' '.join([command, *map(str.upper, _WORDS.get(command, ()))])} "
+        "[--config FILE] [--KEY VALUE …]",
+        description=_function(command).__doc__,
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -102,9 +124,12 @@ def build_parser(command: str) -> ArgumentParser:
         told = "Continue from the last checkpoint." if command == "train" else SUPPRESS
         parser.add_argument("--resume", action=ActionYesNo, default=False, help=told)  # a file for train has the key
     else:
-        parser.add_class_arguments(kind, skip={"scene"})
-        scene_help = "A scene.yaml; repeat the option for more."
-        parser.add_argument("--scene", action="append", default=[], metavar="FILE", help=scene_help)
+        lists, switches = ([told] if told else [] for told in (_REPEATED.get(command), _SWITCHES.get(command)))
+        parser.add_class_arguments(kind, skip={name for name, _ in (*lists, *switches)})
+        for name, told in lists:
+            parser.add_argument(f"--{name}", action="append", default=[], metavar="FILE", help=told)
+        for name, told in switches:
+            parser.add_argument(f"--{name}", action=ActionYesNo, default=False, help=told)
     sections = {key for key, type_ in _keys(kind) if is_dataclass(type_)}
     for action in parser._actions:
         if action.dest in sections:  # one way to give a section: --config, or a dotted option for each key
@@ -114,7 +139,7 @@ def build_parser(command: str) -> ArgumentParser:
 
 def _usage() -> str:
     lines = ["usage: python -m jointdiff COMMAND [--config FILE] [--KEY VALUE …]", ""]
-    lines += [f"  {name:<12} {(getattr(config, name).__doc__ or '').splitlines()[0]}" for name in COMMANDS]
+    lines += [f"  {name:<12} {(_function(name).__doc__ or '').splitlines()[0]}" for name in COMMANDS]
     return "\n".join([*lines, "", "COMMAND --help lists the keys, --print_config the resolved configuration."])
 
 
@@ -124,6 +149,15 @@ def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix + name, type_
         if is_dataclass(type_):
             yield from _keys(type_, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def _named(command: str, arguments: list[str]) -> list[str]:
+    """The words before the first option as the options that they stand for; the last takes all that are left."""
+    names = _WORDS.get(command, ())
+    words = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    taken = words if names and names[-1] == _REPEATED.get(command, ("",))[0] else words[: len(names)]
+    options = [(f"--{names[min(place, len(names) - 1)]}", word) for place, word in enumerate(taken)]
+    return [*chain.from_iterable(options), *arguments[len(taken) :]]
 
 
 def _config_files(arguments: list[str]) -> Iterator[str]:

@@ -116,7 +116,10 @@ def _refuse_other_run(config: Config, run: Path) -> None:
         raise InputError(f"{path}: not a YAML text, so not the configuration of a run") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected the configuration of a run, got {type(content).__name__}")
-    old, new = _flat(content, _FREE), _flat(asdict(config), _FREE)
+    new = _flat(asdict(config), _FREE)
+    # A setting that is newer than the run had its default then.
+    added = {key: value for key, value in _flat(asdict(Config()), _FREE).items() if not key.startswith("filters.")}
+    old = added | _flat(content, _FREE)
     for name in sorted(old.keys() | new.keys()):
         expected = f"{old.get(name)} as in {path}, or another run"
         require(str(old.get(name)) == str(new.get(name)), name, new.get(name), expected)
@@ -142,7 +145,7 @@ def simulate(config: Config) -> None:
     build.check_bands(config)
     run, library, settings = Path(config.run), config.library, build.sources(config)
     sizes = (library.count, config.seed, library.workers, library.shard_size)
-    build_library(run / "library", build.library_bands(config), settings, *sizes)
+    build_library(run / "library", build.library_bands(config), settings, *sizes, images=build.images(config))
     for number, geometry in enumerate(config.scene.geometries):
         _draw_ready_scene(config, geometry, number)
     print(f"{library.count} sources in {run / 'library'}/, ready scenes in {run / 'scenes'}/")

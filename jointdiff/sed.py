@@ -33,6 +33,13 @@ def template_fluxes(
     return redshifts, table / table[:, :1]
 
 
+def emitted_fluxes(filter_name: str, redshift: float) -> np.ndarray:
+    """L_ν (len(TEMPLATES),) of each template, in one arbitrary unit, where a filter sees it from this redshift."""
+    spectra = [_template(name) for name in TEMPLATES]
+    seen = [_ab_flux(wavelength * (1 + redshift), flux, filter_name) for wavelength, flux in spectra]
+    return np.array(seen) / (1 + redshift) ** 2  # f_λ(λ) stands for L_λ(λ / (1 + z)), and L_ν ∝ L_λ λ² at the emitted λ
+
+
 def blackbody_fluxes(temperature: float, filters: tuple[str, ...]) -> np.ndarray:
     """AB flux densities (len(filters),) of a black body (K), relative to the first filter."""
     wavelength = np.linspace(2000, 12000, 2001)

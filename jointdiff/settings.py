@@ -42,6 +42,10 @@ class LibraryConfig:
         magnitudes: Brightest and faintest VIS magnitude (AB).
         star_fraction: Fraction of the stamps that are stars.
         stamp_sizes: Sides that a stamp may have, in pixels of half a scene pixel; the smallest that holds the source.
+        source: Where galaxies come from: GalSim's models, SKIRT images of simulated ones (tng), or HST's (cosmos).
+        images: Folder of the images, for tng and cosmos.
+        image_fraction: Fraction of the galaxies that are drawn from the images; GalSim's models are the others.
+        redshifts: Redshifts between which simulated galaxies (tng) are seen.
     """
 
     count: int = 3000
@@ -50,13 +54,21 @@ class LibraryConfig:
     magnitudes: tuple[float, float] = (19.0, 26.5)
     star_fraction: float = 0.08
     stamp_sizes: tuple[int, ...] = (64, 128, 192)
+    source: Literal["galsim", "tng", "cosmos"] = "galsim"
+    images: str = ""
+    image_fraction: float = 1.0
+    redshifts: tuple[float, float] = (0.2, 1.0)
 
     def __post_init__(self) -> None:
         positive(self, "library.", "count shard_size")
         require(self.workers >= 0, "library.workers", self.workers, "at least 0")
         bright, faint = self.magnitudes
         require(bright < faint, "library.magnitudes", [bright, faint], "the brighter (smaller) magnitude first")
-        fractions(self, "library.", "star_fraction")
+        fractions(self, "library.", "star_fraction image_fraction")
+        expected = "the folder of the images" if self.source != "galsim" else "nothing for source galsim"
+        require(bool(self.images) == (self.source != "galsim"), "library.images", self.images or "missing", expected)
+        near, far = self.redshifts
+        require(0 < near <= far <= 4, "library.redshifts", [near, far], "two above 0, the nearer first, at most 4")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ FILTERS = {
     # The r and i filters were replaced in 2016 by r2 and i2, which took most of the survey.
     **{f"hsc-{band}": f"hsc2017-{band}2" for band in "ri"},
     **{f"lsst-{band}": f"lsst2023-{band}" for band in "ugrizy"},
+    # Euclid's ground partners beside HSC and CFHT: DES in the south, Pan-STARRS in the north.
+    **{f"decam-{band}": f"decam2014-{band}" for band in "griz"},
+    "ps1-i": "panstarrs-i",
+    # What simulated images of galaxies are made through.
+    **{f"sdss-{band}": f"sdss2010-{band}" for band in "ugriz"},
 }
 """The curve that speclite holds for each filter name that a scene file may use."""
 

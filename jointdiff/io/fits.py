@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,12 @@ MAX_PIXELS = 16384**2
 MAX_CUBE = 2**32
 """Most pixels read from one cube of samples: 16 GB in float32."""
 
+Part = tuple[slice, slice]
+"""Rows and columns of an image."""
+
+View = Callable[[fits.Header, tuple[int, int], str, str], Part]
+"""From an image's header, shape, label and address to the part of it that is wanted."""
+
 _TRUNCATION_WARNINGS = ("File may have been truncated", "(?s)Error validating header")
 
 _ADDRESS = re.compile(r"(?P<file>.+?)(?:\[(?P<hdu>[^\[\]]+)\])?")
@@ -26,17 +32,24 @@ _ADDRESS = re.compile(r"(?P<file>.+?)(?:\[(?P<hdu>[^\[\]]+)\])?")
 
 @dataclass(frozen=True)
 class FitsImage:
-    """The pixels of one HDU (float64, native byte order, its own units), its header and its address."""
+    """The pixels of one HDU (float64, native byte order, its own units), its header and its address.
+
+    part: what was read of it, where that was not all; the header is then that part's. whole: its shape.
+    """
 
     data: np.ndarray
     header: fits.Header
     address: str
+    part: Part | None = None
+    whole: tuple[int, ...] = ()
 
 
-def read_image(address: str, folder: Path, label: str, max_pixels: int = MAX_PIXELS) -> FitsImage:
+def read_image(
+    address: str, folder: Path, label: str, max_pixels: int = MAX_PIXELS, view: View | None = None
+) -> FitsImage:
     """The 2-D image at ``address``: ``a.fits`` (its first 2-D HDU) or ``a.fits[HDU]`` (name, NAME,VERSION or number).
 
-    A relative path starts from ``folder``; ``label`` begins every message.
+    A relative path starts from ``folder``; ``label`` begins every message. view: says which part of it to read.
     Raises InputError where the file or HDU is missing, truncated, not FITS, not 2-D or above ``max_pixels``.
     """
     match = _ADDRESS.fullmatch(address)
@@ -46,8 +59,14 @@ def read_image(address: str, folder: Path, label: str, max_pixels: int = MAX_PIX
     place = f"{path}[{match['hdu']}]" if match["hdu"] else str(path)
     with open_fits(path, label) as hdus:
         hdu = _find_hdu(hdus, match["hdu"], path, label)
-        data = load_pixels(hdu, label, place, 2, max_pixels)
-        return FitsImage(data.astype(np.float64), hdu.header.copy(), place)
+        header, part = hdu.header.copy(), None
+        if view is not None and len(hdu.shape) == 2:
+            part = view(header, hdu.shape, label, place)
+            for axis, inside in ((1, part[1]), (2, part[0])):
+                if f"CRPIX{axis}" in header:
+                    header[f"CRPIX{axis}"] -= inside.start
+        data = load_pixels(hdu, label, place, 2, max_pixels, part)
+        return FitsImage(data.astype(np.float64), header, place, part, hdu.shape)
 
 
 @contextmanager
@@ -66,20 +85,21 @@ def open_fits(path: Path, label: str) -> Iterator[fits.HDUList]:
             yield hdus
 
 
-def load_pixels(hdu, label: str, place: str, ndim: int, max_pixels: int) -> np.ndarray:
-    """The pixels of an HDU of ``ndim`` axes, its size checked from the header first.
+def load_pixels(hdu, label: str, place: str, ndim: int, max_pixels: int, part: Part | None = None) -> np.ndarray:
+    """The pixels of an HDU of ``ndim`` axes, or a part of them, its size checked from the header first.
 
     Raises InputError for another shape, more than ``max_pixels``, or a file cut short; ``place`` ends every message.
     """
     shape = hdu.shape if getattr(hdu, "is_image", False) else ()
     size = " × ".join(map(str, shape)) or "none"
+    wanted = shape if part is None else [inside.stop - inside.start for inside in part]
     if len(shape) != ndim or 0 in shape:
         raise InputError(f"{label}: expected an image of {ndim} axes, found {size} ({place})")
-    if np.prod(shape, dtype=float) > max_pixels:
+    if np.prod(wanted, dtype=float) > max_pixels:
         raise InputError(f"{label}: an image of {size} is above the limit of {max_pixels} pixels ({place})")
     check_length(hdu, label, place)
     try:
-        return hdu.data
+        return hdu.data if part is None else hdu.section[part]
     except (OSError, EOFError, ValueError, TypeError) as error:
         raise InputError(f"{label}: pixels cannot be read: {one_line(error)} ({place})") from error
 

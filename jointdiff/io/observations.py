@@ -136,7 +136,11 @@ def read_psf(address: str, folder: Path, label: str) -> tuple[np.ndarray, float 
     Raises InputError for a stamp that is not square, not finite, too large, or whose sum is outside PSF_SUMS.
     """
     stamp = read_image(address, folder, label, MAX_PSF**2)
-    psf, place = stamp.data, stamp.address
+    return normalised(stamp.data, label, stamp.address), _pixel_scale(stamp, label)
+
+
+def normalised(psf: np.ndarray, label: str, place: str) -> np.ndarray:
+    """A PSF stamp, checked, and its sum made one, told of with a warning. Raises InputError as read_psf does."""
     if psf.shape[0] != psf.shape[1]:
         raise InputError(f"{label}: PSF of {_size(psf)} pixels, expected a square ({place})")
     if not np.isfinite(psf).all():
@@ -145,11 +149,11 @@ def read_psf(address: str, folder: Path, label: str) -> tuple[np.ndarray, float 
     if not PSF_SUMS[0] <= total <= PSF_SUMS[1]:
         raise InputError(f"{label}: PSF sums to {total:.3g}, expected {PSF_SUMS[0]} to {PSF_SUMS[1]} ({place})")
     if abs(total - 1) > 1e-3:
-        warnings.warn(f"{label}: PSF sums to {total:.4f} and is normalised ({place})", stacklevel=2)
+        warnings.warn(f"{label}: PSF sums to {total:.4f} and is normalised ({place})", stacklevel=3)
     if abs(total - 1) > 1e-6:  # nearer, float32 rounding: kept, so that a stamp that was written reads back bit for bit
         psf = psf / total
     _check_centre(psf, label, place)
-    return psf, _pixel_scale(stamp, label)
+    return psf
 
 
 def read_correlation(address: str, folder: Path, label: str) -> np.ndarray:
@@ -187,7 +191,7 @@ def _check_centre(psf: np.ndarray, label: str, place: str) -> None:
     offset = np.arange(len(psf)) - (len(psf) - 1) / 2
     distance = np.hypot(psf.sum(1) @ offset, psf.sum(0) @ offset)
     if distance > 0.4:
-        warnings.warn(f"{label}: PSF is {distance:.2f} pixels from the middle of its stamp ({place})", stacklevel=3)
+        warnings.warn(f"{label}: PSF is {distance:.2f} pixels from the middle of its stamp ({place})", stacklevel=4)
 
 
 def _pixel_scale(stamp: FitsImage, label: str) -> float | None:

@@ -15,15 +15,15 @@ from jointdiff.correlation import correlation_function
 from jointdiff.errors import InputError, closest
 from jointdiff.io.atomic import atomic_path
 from jointdiff.io.fits import one_line, write_fits
-from jointdiff.io.observations import NOISE, Entry, place_on_sky, read_exposure
-from jointdiff.io.wcs import tangent_wcs
+from jointdiff.io.observations import NOISE, Entry, Exposure, place_on_sky, read_exposure
+from jointdiff.io.wcs import finer, tangent_wcs
 from jointdiff.scene import Band, Grid, Observation
 from jointdiff.survey import BANDS, FILTERS
 
 FORMAT = 1
 
 _FIELD_KEYS = ("name", "reference", "observations")
-_ENTRY_KEYS = ("band", "image", *NOISE, "mask", "noise", "psf", "filter", "zeropoint")
+_ENTRY_KEYS = ("band", "image", *NOISE, "mask", "noise", "psf", "filter", "zeropoint", "note")
 
 MAX_LAG = 15
 """Largest lag of correlated noise that is written, pixels."""
@@ -41,9 +41,9 @@ _DEFAULT_FILTERS = {"VIS": "VIS"}
 class Field:
     """One field as it was observed.
 
-    grid: the reference image's pixels, the scored core. Its sky is the tangent plane about the middle of that image,
-        axes (y = north, x = east), arcsec.
-    wcs: the reference image's own world coordinates.
+    grid: the scored core: the reference image's pixels or, where the file gives a pixel_scale, square ones of that
+        size inside it. Its sky is the tangent plane about the middle of that image, axes (y = north, x = east), arcsec.
+    wcs: the world coordinates of the grid, the reference image's own where the pixels are.
     observations: one per band, in the order of survey.BANDS; one scene (B = 1), float32, on the CPU. A Band's filter
         is "" where the file names none: the scene band's own.
     sources: file or file[HDU] of each band's image, for messages.
@@ -64,7 +64,7 @@ def read_fields(paths: Iterable[str | Path]) -> tuple[Field, ...]:
     files = [Path(path) for path in paths]
     seen: dict[str, Path] = {}
     for path in files:
-        name = _read_yaml(path)[0]
+        name = _read_yaml(path).name
         if name in seen:
             raise InputError(f"two scenes are named {name!r} ({seen[name]}, {path})")
         seen[name] = path
@@ -77,14 +77,18 @@ def read_field(path: str | Path) -> Field:
     Raises InputError, in one line that names the file, band and number, for anything missing or not physical.
     """
     path = Path(path)
-    name, reference, entries = _read_yaml(path)
-    exposures = {entry.band.name: read_exposure(entry, path.parent) for entry in entries}
-    base = exposures[reference]
+    text = _read_yaml(path)
+    exposures = {entry.band.name: read_exposure(entry, path.parent) for entry in text.entries}
+    base = exposures[text.reference]
+    grid, wcs = base.grid(base.centre), base.wcs
+    if text.pixel_scale is not None:
+        grid = finer(grid, text.pixel_scale)
+        wcs = tangent_wcs(grid, base.centre)
     return Field(
-        name=name,
-        reference=reference,
-        grid=base.grid(base.centre),
-        wcs=base.wcs,
+        name=text.name,
+        reference=text.reference,
+        grid=grid,
+        wcs=wcs,
         observations=tuple(place_on_sky(exposures[band], base) for band in BANDS if band in exposures),
         sources={band: exposure.place for band, exposure in exposures.items()},
         path=path,
@@ -107,47 +111,73 @@ def write_field(
         assert len(observation.image) == 1, f"{len(observation.image)} scenes in one folder"
         if observation.present.any():
             entries.append(_write_observation(folder, observation, centre))
+    return write_scene(folder, name, reference, entries)
+
+
+def write_scene(
+    folder: Path, name: str, reference: str, entries: Sequence[dict[str, str]], pixel_scale: float | None = None
+) -> Path:
+    """Write scene.yaml over the entries that write_band gave; returns its path."""
     assert reference in [entry["band"] for entry in entries], f"no reference {reference}"
     path = folder / "scene.yaml"
+    content: dict[str, object] = {"format": FORMAT, "name": name, "reference": reference}
+    content |= {} if pixel_scale is None else {"pixel_scale": pixel_scale}
     with atomic_path(path) as temporary:
-        content = {"format": FORMAT, "name": name, "reference": reference, "observations": entries}
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        text = yaml.safe_dump(content | {"observations": list(entries)}, sort_keys=False, allow_unicode=True, width=110)
+        temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def write_band(folder: Path, exposure: Exposure, note: str = "") -> dict[str, str]:
+    """Write <band>.fits, float32; returns its entry in scene.yaml, a ``note`` for its reader included."""
+    band = exposure.band
+    image = fits.PrimaryHDU(exposure.image.astype(np.float32), exposure.wcs.to_header(relax=True))
+    image.header["BUNIT"] = "nJy"
+    image.header["FILTER"] = band.filter
+    weight = fits.ImageHDU(exposure.ivar.astype(np.float32), name="WEIGHT")
+    weight.header["BUNIT"] = "nJy-2"
+    psf = fits.ImageHDU(exposure.psf.astype(np.float32), name="PSF")
+    if exposure.psf_pixel is not None:
+        psf.header["PIXSCALE"] = (exposure.psf_pixel, "arcsec")
+    file = f"{band.name}.fits"
+    hdus = [image, weight, psf]
+    entry = {"band": band.name, "image": file, "weight": f"{file}[WEIGHT]", "psf": f"{file}[PSF]"}
+    if exposure.correlation is not None:
+        hdus.append(fits.ImageHDU(exposure.correlation.astype(np.float32), name="NOISE"))
+        entry["noise"] = f"{file}[NOISE]"
+    write_fits(folder / file, hdus)
+    return entry | ({"filter": band.filter} if band.filter else {}) | ({"note": note} if note else {})
 
 
 def _write_observation(folder: Path, observation: Observation, centre: tuple[float, float]) -> dict[str, str]:
     """Write <band>.fits; returns its entry in scene.yaml."""
-    frame, band = observation.frame, observation.band
+    frame = observation.frame
     sky = np.asarray(frame.grid.origin) + (0 if frame.shift is None else frame.shift[0].double().cpu().numpy())
     grid = Grid(frame.grid.shape, frame.grid.matrix, (float(sky[0]), float(sky[1])))
-    image = fits.PrimaryHDU(_pixels(observation.image), tangent_wcs(grid, centre).to_header())
-    image.header["BUNIT"] = "nJy"
-    image.header["FILTER"] = band.filter
-    weight = fits.ImageHDU(_pixels(observation.ivar), name="WEIGHT")
-    weight.header["BUNIT"] = "nJy-2"
-    psf = fits.ImageHDU(_pixels(frame.psf), name="PSF")
-    psf.header["PIXSCALE"] = (frame.psf_scale * grid.scale, "arcsec")
-    file, hdus = f"{band.name}.fits", [image, weight, psf]
-    entry = {"band": band.name, "image": file, "weight": f"{file}[WEIGHT]", "psf": f"{file}[PSF]"}
+    image, ivar, psf = (t[0].detach().cpu().numpy() for t in (observation.image, observation.ivar, frame.psf))
+    pixel, wcs, lags = frame.psf_scale * grid.scale, tangent_wcs(grid, centre), None
     if observation.correlation is not None:
-        lags = correlation_function(observation.correlation, grid.shape, MAX_LAG)
-        hdus.append(fits.ImageHDU(_pixels(lags), name="NOISE"))
-        entry["noise"] = f"{file}[NOISE]"
-    write_fits(folder / file, hdus)
-    return entry | ({"filter": band.filter} if band.filter else {})
+        lags = correlation_function(observation.correlation, grid.shape, MAX_LAG)[0].detach().cpu().numpy()
+    return write_band(folder, Exposure(observation.band, image, ivar, psf, pixel, wcs, str(folder), lags))
 
 
-def _pixels(tensor) -> np.ndarray:
-    return tensor[0].detach().cpu().numpy().astype(np.float32)
+@dataclass(frozen=True)
+class SceneText:
+    """What scene.yaml says, checked in all but the images; pixel_scale in arcsec, None for the reference's pixels."""
+
+    name: str
+    reference: str
+    entries: tuple[Entry, ...]
+    pixel_scale: float | None
 
 
-def _read_yaml(path: Path) -> tuple[str, str, list[Entry]]:
-    """Name, reference and entries of a scene file, checked in all but the images."""
+def _read_yaml(path: Path) -> SceneText:
+    """A scene file, checked in all but the images."""
     content = _load(path)
     form = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
     if type(form) is not int or form != FORMAT:  # first: another format may well have other keys. True == 1
         raise InputError(f"scene: format is {form!r}, this version reads {FORMAT} ({path})")
-    _check_keys(content, ("format", *_FIELD_KEYS), _FIELD_KEYS, "scene", path)
+    _check_keys(content, ("format", *_FIELD_KEYS, "pixel_scale"), _FIELD_KEYS, "scene", path)
     name, reference, items = (content[key] for key in _FIELD_KEYS)
     if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise InputError(f"name: {name!r} cannot name a folder: use letters, digits and ._+-, in quotes ({path})")
@@ -168,7 +198,10 @@ def _read_yaml(path: Path) -> tuple[str, str, list[Entry]]:
     bands = [entry.band.name for entry in entries]
     if reference not in bands:
         raise InputError(f"reference: {reference!r} is not among the bands {', '.join(bands)} ({path})")
-    return name, reference, entries
+    scale = content.get("pixel_scale")
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= 5):
+        raise InputError(f"pixel_scale: {scale!r}, expected arcsec above 0, at most 5 ({path})")
+    return SceneText(name, reference, tuple(entries), scale)
 
 
 def _load(path: Path):
@@ -193,7 +226,7 @@ def _parse_entry(item, number: int, path: Path) -> Entry:
     if len(kinds) != 1:
         found = " and ".join(kinds) or "none"
         raise InputError(f"{label}: expected one of variance, weight and rms, found {found} ({path})")
-    for key in ("image", kinds[0], "psf", "mask", "noise", "filter"):
+    for key in ("image", kinds[0], "psf", "mask", "noise", "filter", "note"):
         if key in item and not (isinstance(item[key], str) and item[key]):
             raise InputError(f"{label}: {key} is {item[key]!r}, expected text ({path})")
     curve = item.get("filter", _DEFAULT_FILTERS.get(name, ""))

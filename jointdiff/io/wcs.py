@@ -4,6 +4,7 @@ The sky axes of a Grid are the standard coordinates (y = north, x = east), arcse
 one tangent point (Calabretta & Greisen 2002, A&A 395, 1077, section 5.1.3). Positions are ICRS.
 """
 
+import math
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ from astropy.wcs import WCS, FITSFixedWarning, NoConvergence, WcsError
 
 from jointdiff.errors import InputError
 from jointdiff.io.fits import one_line
-from jointdiff.scene import Grid
+from jointdiff.scene import Grid, pair_of_pairs
 from jointdiff.units import ARCSEC_PER_DEGREE
 
 MAX_DISTORTION = 0.005
@@ -108,6 +109,15 @@ def fit_grid(wcs: WCS, shape: tuple[int, int], centre: tuple[float, float], labe
     (yy, yx), (xy, xx) = matrix.tolist()
     y, x = np.round(affine[2] - matrix @ middle, 9).tolist()
     return Grid(shape, ((yy, yx), (xy, xx)), (y, x))
+
+
+def finer(grid: Grid, scale: float) -> Grid:
+    """The largest grid of square pixels of ``scale`` arcsec inside another, its axes and its middle the same."""
+    rows, columns = (max(1, math.floor(n * grid.scale / scale + 1e-6)) for n in grid.shape)
+    matrix = np.asarray(grid.matrix) * (scale / grid.scale)
+    middle = np.asarray(grid.matrix) @ ((np.asarray(grid.shape) - 1) / 2) + grid.origin
+    y, x = (middle - matrix @ [(rows - 1) / 2, (columns - 1) / 2]).tolist()
+    return Grid((rows, columns), pair_of_pairs(matrix), (y, x))
 
 
 def overlaps(a: Grid, b: Grid) -> bool:

@@ -20,6 +20,7 @@ What no paper gave, a choice of ours that looks right, says so where it stands.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 
@@ -86,6 +87,23 @@ class Component:
     fluxes: np.ndarray
 
 
+class Images(Protocol):
+    """A set of pictures of galaxies (simulate/images.py); fraction: of the galaxies that are drawn from it.
+
+    holds: whether a galaxy of this VIS magnitude can be drawn. draw: the components of one of them, and what it is: its
+    ``group``, and its own ``mag_VIS`` if it has one.
+    """
+
+    @property
+    def fraction(self) -> float: ...
+
+    def holds(self, magnitude: float) -> bool: ...
+
+    def draw(
+        self, rng: np.random.Generator, magnitude: float, filters: tuple[str, ...], settings: SourceSettings
+    ) -> tuple[list[Component], dict]: ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A noiseless stamp (C, n, n), nJy per stamp pixel, and what it is.
@@ -93,7 +111,8 @@ class Source:
     properties: kind (galaxy or star), mag_VIS (before the stamp's edge), r50 (circular half-light radius in VIS, with
     the library PSF, arcsec), kept (share of the VIS flux inside the stamp), offset ((y, x) of the centre from the
     stamp's, pixels) and, by kind, redshift, spectral_type (0 to 3: E, Sbc, Scd, Im), bulge_fraction and clump_fraction
-    (of VIS), scale_length (arcsec), cos_inclination, angle (radians, x to y) or temperature (K).
+    (of VIS), scale_length (arcsec), cos_inclination, angle (radians, x to y) or temperature (K). A galaxy from an image
+    has a ``group`` instead: the galaxy that was pictured.
     """
 
     stamp: np.ndarray
@@ -105,18 +124,24 @@ class Source:
         return self.stamp.sum((1, 2), dtype=float)
 
 
-def draw_source(rng: np.random.Generator, filters: Sequence[str], settings: SourceSettings) -> Source:
+def draw_source(
+    rng: np.random.Generator, filters: Sequence[str], settings: SourceSettings, pictures: Images | None = None
+) -> Source:
     """A source drawn at random, seen through ``filters`` (keys of survey.FILTERS, one for each band).
 
-    Filter names, not Bands, so that a worker process need not import torch. Raises InputError for an unknown filter.
+    Filter names, not Bands, so that a worker process need not import torch. pictures: of galaxies, in the place of
+    some or all models. Raises InputError for an unknown filter.
     """
     filters = ("VIS", *filters)  # magnitudes are VIS magnitudes, whatever the bands
     magnitude = draw_magnitude(rng, settings)
     make = _star if rng.random() < settings.star_fraction else _galaxy
+    if pictures is not None and make is _galaxy and rng.random() < pictures.fraction and pictures.holds(magnitude):
+        make = pictures.draw
     components, properties = make(rng, magnitude, filters, settings)
+    magnitude = properties.pop("mag_VIS", magnitude)
     offset = rng.uniform(-0.5, 0.5, 2)
     for n in settings.stamp_sizes:
-        images = np.stack([_draw(component.profile, n, offset, settings) for component in components]) * _window(n)
+        images = np.stack([_draw(component.profile, n, offset, settings) for component in components]) * taper(n)
         fluxes = np.stack([component.fluxes for component in components])
         kept = float(fluxes[:, 0] @ images.sum((1, 2)) / fluxes[:, 0].sum())
         if kept >= _KEEP:
@@ -275,7 +300,7 @@ def _draw(profile, n: int, offset: np.ndarray, settings: SourceSettings) -> np.n
 
 
 @cache
-def _window(n: int) -> np.ndarray:
+def taper(n: int) -> np.ndarray:
     """1 inside, falling as cos² to 0 at the inscribed circle (n, n): neither a square edge nor corners once rotated."""
     axis = (np.arange(n) - (n - 1) / 2) / (n / 2)
     radius = np.hypot(axis, axis[:, None])

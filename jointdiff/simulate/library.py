@@ -2,7 +2,8 @@
 
 A source is a function of (seed, its number) alone, so the library is the same whatever the number of workers or the
 size of a shard, and one that grows keeps what it had. Each source is in train, validation or test by a hash of the
-same two numbers: every view of a galaxy is on one side, and adding sources moves none.
+same two numbers: every view of a galaxy is on one side, and adding sources moves none. Galaxies that were pictured are
+split by what the pictures show (simulate/images.py).
 """
 
 from __future__ import annotations
@@ -23,14 +24,12 @@ import numpy as np
 from jointdiff.errors import InputError
 from jointdiff.io.shards import read_header, read_index, read_shard, shard_record, write_index, write_shard
 from jointdiff.simulate.galaxies import RECIPE, SourceSettings, draw_source
+from jointdiff.simulate.images import SPLITS, ImageSet
 
 if TYPE_CHECKING:  # a worker imports this module, and should not wait two seconds for torch
     from torch import Tensor
 
     from jointdiff.scene import Band
-
-SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
-"""Share of the sources in each split."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,18 @@ class ShardTask:
     seed: int
     first: int
     last: int
+    images: ImageSet | None = None
 
     def run(self) -> None:
         """Draw the sources and write the shard."""
         stamps, entries = [], []
         for number in range(self.first, self.last):
             rng = np.random.default_rng(np.random.SeedSequence((self.seed, number)))
-            source = draw_source(rng, self.filters, self.settings)
+            source = draw_source(rng, self.filters, self.settings, self.images)
             stamps.append(source.stamp)
-            entries.append({"number": number, "split": split_of(self.seed, number)} | source.properties)
+            group = source.properties.get("group")
+            split = split_of(self.seed, number) if group is None or self.images is None else self.images.split_of(group)
+            entries.append({"number": number, "split": split} | source.properties)
         write_shard(self.path, self.key, stamps, entries)
 
     def is_done(self) -> bool:
@@ -112,10 +114,11 @@ def build_library(
     workers: int = 0,
     shard_size: int = 250,
     progress: bool = True,
+    images: ImageSet | None = None,
 ) -> None:
     """Draw ``count`` sources into a folder of shards and an index; whole shards already there are kept.
 
-    workers: processes; 0 for one per core. progress: show a bar.
+    workers: processes; 0 for one per core. progress: show a bar. images: what galaxies are drawn from, if not models.
     Raises InputError for a folder that holds a library of other bands, settings, seed or recipe, or a larger one.
     """
     if count < 1 or not 1 <= shard_size <= 10_000:
@@ -125,13 +128,13 @@ def build_library(
         "bands": [{"name": band.name, "filter": band.filter} for band in bands],
         "settings": asdict(settings),
         "seed": seed,
-    }
+    } | ({} if images is None else {"images": images.recipe})
     key = hashlib.sha256(json.dumps([RECIPE, recipe], sort_keys=True).encode()).hexdigest()
     filters = tuple(band.filter for band in bands)
     tasks = []
     for first in range(0, count, shard_size):
         path = folder / f"shard_{first // shard_size:05d}.safetensors"
-        tasks.append(ShardTask(path, key, filters, settings, seed, first, min(first + shard_size, count)))
+        tasks.append(ShardTask(path, key, filters, settings, seed, first, min(first + shard_size, count), images))
     _refuse_another(folder, tasks)
     _run([task for task in tasks if not task.is_done()], workers or available_cores(), progress)
     records = [shard_record(task.path) for task in tasks]

@@ -13,7 +13,7 @@ from jointdiff import cli, config
 from jointdiff.config import Config, ReconstructConfig
 from jointdiff.errors import InputError
 
-COMMANDS = ["simulate", "train", "reconstruct", "evaluate"]
+COMMANDS = ["simulate", "train", "reconstruct", "evaluate", "ingest", "data"]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 ORDER = [
     "errors", "settings", "seeds", "linear", "units", "survey", "sed", "correlation", "scene", "decimate", "forward",
     "gaussian", "io", "simulate", "diffusion", "reconstruct", "measure", "evaluate", "training", "build", "config",
-    "cli", "__main__", "__init__",
+    "archives", "cli", "__main__", "__init__",
 ]
 # fmt: on
 """From top to bottom; the package's own __init__ offers what all of them define, so it comes last."""
@@ -149,7 +149,7 @@ def test_slow_libraries_are_imported_late(path):
 
 def test_scripts_are_thin():
     scripts = sorted((PACKAGE.parent / "scripts").glob("*.py"))
-    assert {path.stem for path in scripts} == {"simulate", "train", "reconstruct", "evaluate"}
+    assert {path.stem for path in scripts} == {"simulate", "train", "reconstruct", "evaluate", "ingest", "data"}
     lengths = {path.name: len(path.read_text().splitlines()) for path in scripts}
     assert max(lengths.values()) <= MAX_SCRIPT_LINES, lengths
 

@@ -1,0 +1,171 @@
+"""What every reader of archive products shares: the product, the part of the sky that is wanted, PSF stamps."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import NoConvergence
+
+from jointdiff.errors import InputError
+from jointdiff.io.fits import FitsImage, Part, read_image
+from jointdiff.io.observations import Exposure, normalised
+from jointdiff.io.surveys.sky import measure_sky, variance_of
+from jointdiff.io.wcs import celestial_wcs
+from jointdiff.scene import Band
+from jointdiff.survey import Depth
+from jointdiff.units import ARCSEC_PER_DEGREE, njy_per_count
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """One band of one field as an archive serves it: pixels in nJy, and what the user should know of them."""
+
+    exposure: Exposure
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """One line for the console: band, filter, size, typical noise, what is unusable, and the notes."""
+        exposure, seen = self.exposure, self.exposure.ivar > 0
+        height, width = seen.shape
+        noise = float(np.median(exposure.ivar[seen])) ** -0.5
+        text = f"{exposure.band.name}: {exposure.band.filter}, {height} × {width} pixels, noise {noise:.3g} nJy a pixel"
+        text += f", {1 - seen.mean():.1%} masked" if not seen.all() else ""
+        return "; ".join([text, *self.notes])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A square of the sky: centre ICRS (ra, dec), degrees; side in arcsec. A View (io/fits.py) of any image."""
+
+    centre: tuple[float, float]
+    side: float
+
+    def __call__(self, header: fits.Header, shape: tuple[int, int], label: str, place: str) -> Part:
+        """Rows and columns of the square, cut at the image's edges. Raises InputError where none is in the image."""
+        wcs = celestial_wcs(header, label, place)
+        try:
+            x, y = wcs.celestial.world_to_pixel(_icrs(self.centre))
+        except (NoConvergence, ValueError):
+            x = y = math.nan
+        scale = math.sqrt(abs(np.linalg.det(wcs.celestial.pixel_scale_matrix))) * ARCSEC_PER_DEGREE
+        half = self.side / scale / 2
+        parts = []
+        for middle, length in ((y, shape[0]), (x, shape[1])):
+            # A pixel belongs to the square if its centre does, with room for the rounding of a WCS.
+            start, stop = (
+                max(0, math.ceil(middle - half - 1e-6)) if np.isfinite(middle) else length,
+                min(length, math.floor(middle + half + 1e-6) + 1) if np.isfinite(middle) else 0,
+            )
+            if stop <= start:
+                ra, dec = self.centre
+                raise InputError(
+                    f"{label}: ({ra:.5f}, {dec:.5f}) and {self.side:g} arcsec around it are outside the image ({place})"
+                )
+            parts.append(slice(start, stop))
+        return parts[0], parts[1]
+
+
+def _icrs(centre: tuple[float, float]):
+    from astropy.coordinates import SkyCoord
+
+    return SkyCoord(*centre, unit="deg", frame="icrs")
+
+
+def make_product(
+    band: Band,
+    image: FitsImage,
+    zeropoint: float,
+    variance: np.ndarray | Depth,
+    masked: np.ndarray | None,
+    psf: FitsImage,
+    psf_pixel: float | None,
+    notes: Sequence[str] = (),
+) -> Product:
+    """Counts to nJy, and variance to inverse variance, zero where masked.
+
+    zeropoint: AB mag of one count. variance: (h, w), counts²; or where there is none, what the survey is like: then it
+    is measured on the sky, and a note says so. masked: (h, w), true where a pixel is not to be used. psf_pixel: arcsec,
+    None for the image's. Raises InputError for variances and PSFs that are not physical.
+    """
+    label, notes = band.name, list(notes)
+    njy = njy_per_count(zeropoint)
+    flux, seen = image.data * njy, np.isfinite(image.data)
+    if masked is not None:
+        seen &= ~masked
+    if not seen.any():
+        raise InputError(f"{label}: all {seen.size} pixels are masked ({image.address})")
+    if isinstance(variance, Depth):
+        sky = measure_sky(np.where(seen, flux, 0.0), seen, label, image.address)
+        variance = variance_of(np.where(seen, flux, sky.level), sky, variance)
+        notes.append(
+            f"no variance plane: noise of {sky.sigma:.3g} nJy a pixel measured on the {sky.share:.0%} that is sky "
+            f"(level {sky.level:+.2g} nJy), Poisson noise of sources by the survey's sky brightness"
+        )
+    else:
+        variance = variance * njy**2
+    seen &= np.isfinite(variance) & (variance > 0)
+    ivar = np.where(seen, 1 / np.where(seen, variance, 1.0), 0.0).astype(np.float32)
+    if not (np.isfinite(ivar).all() and ivar.any()):
+        raise InputError(f"{label}: no pixel has a finite, positive variance ({image.address})")
+    wcs = celestial_wcs(image.header, label, image.address)
+    stamp = unit_psf(psf, label, notes)
+    flux = np.where(seen, flux, 0.0).astype(np.float32)
+    return Product(Exposure(band, flux, ivar, stamp, psf_pixel, wcs, image.address), tuple(notes))
+
+
+def unit_psf(psf: FitsImage, label: str, notes: list[str]) -> np.ndarray:
+    """A stamp (n, n), its star in the middle, of unit sum; what was done to it is added to ``notes``.
+
+    An even side has no middle pixel: a star centred on a pixel beside it is brought to the middle by leaving out the
+    row and column on the far side.
+    """
+    stamp = psf.data
+    for axis in (0, 1):
+        n = stamp.shape[axis]
+        if n % 2 == 0 and np.isfinite(stamp).all() and stamp.sum() > 0:
+            place = (stamp.sum(1 - axis) @ np.arange(n)) / stamp.sum() - (n - 1) / 2
+            if abs(place) > 0.25:
+                stamp = np.take(stamp, np.arange(1, n) if place > 0 else np.arange(n - 1), axis)
+    if stamp.shape != psf.data.shape:
+        notes.append(f"PSF of {psf.data.shape[0]} pixels centred beside its middle: cut to {stamp.shape[0]}")
+    total = float(stamp.sum())
+    with warnings.catch_warnings():  # the note says it, and the file that is written needs no other word
+        warnings.filterwarnings("ignore", ".*and is normalised")
+        result = normalised(stamp, label, psf.address)
+    if abs(total - 1) > 1e-3:
+        notes.append(f"PSF sums to {total:.4f}: normalised")
+    return result
+
+
+def read_beside(address: str, label: str, image: FitsImage) -> FitsImage:
+    """The same pixels of another plane as were read of ``image``; such a plane may have no WCS of its own.
+
+    Raises InputError where the two planes do not have the same shape.
+    """
+
+    def same(header: fits.Header, shape: tuple[int, int], label: str, place: str) -> Part:
+        if shape != image.whole:
+            found, expected = (" × ".join(map(str, sides)) for sides in (shape, image.whole))
+            raise InputError(f"{label}: {found} pixels, but the image has {expected} ({place}, {image.address})")
+        return image.part or (slice(0, shape[0]), slice(0, shape[1]))
+
+    return read_image(address, Path(), label, view=same)
+
+
+def bits(mask: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+    """True where any of the numbered bits of a mask plane is set."""
+    value = sum(1 << number for number in numbers)
+    return (np.asarray(mask, dtype=np.int64) & value) != 0
+
+
+def only_one(found: Sequence[Path], label: str, what: str) -> Path:
+    """The one file of a kind. Raises InputError for none or several."""
+    if not found:
+        raise InputError(f"{label}: no {what} among the files")
+    if len(found) > 1:
+        raise InputError(f"{label}: {len(found)} files are its {what}: {', '.join(map(str, found))}")
+    return found[0]

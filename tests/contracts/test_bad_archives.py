@@ -1,0 +1,95 @@
+"""A wrong archive file is named as what it is, in one line, with exit status 2."""
+
+from astropy.io import fits
+
+from jointdiff import cli
+from tests.archive_files import TILE, write_afw_psf, write_coadd, write_mosaic, write_tile
+from tests.contracts.test_ingest import field, ingest
+from tests.scene_folders import edit_header, edit_pixels, gaussian_psf
+
+
+def test_one_line_names_what_is_wrong(tmp_path, capsys):
+    tile = write_tile(tmp_path / "tile")
+    coadd, psf = write_coadd(tmp_path / "coadd_r.fits"), write_afw_psf(tmp_path / "psf_r.fits")
+    mosaic = write_mosaic(tmp_path / "acs")
+    catalogue = tmp_path / f"EUC_MER_FINAL-CAT_{TILE}"
+    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns([fits.Column("ID", "J", array=[1])])]).writeto(
+        catalogue
+    )
+    grid = tmp_path / f"EUC_MER_GRID-PSF-VIS_{TILE}"
+    fits.writeto(grid, gaussian_psf())
+    text = tmp_path / "notes.txt"
+    text.write_text("no FITS")
+    cut = tmp_path / "coadd_i.fits"
+    cut.write_bytes(coadd.read_bytes()[:9000])
+    flat = tmp_path / "band.fits"
+    fits.writeto(flat, gaussian_psf())
+    small = write_tile(tmp_path / "small", shape=(50, 80))
+    bare = write_tile(tmp_path / "bare")
+    edit_header(bare["image"], MAGZERO=None)
+    negative = write_tile(tmp_path / "negative")
+    edit_pixels(negative["rms"], lambda rms: -rms)
+    far = ("--centre", "[10,-5]")
+    four = list(tile.values())
+    cases = [
+        ("euclid-q1", ["nix.fits"], (), "no such file (nix.fits)"),
+        ("euclid-q1", [text], (), "not a readable FITS file"),
+        ("euclid-q1", [*four, catalogue], (), "this is the MER catalogue, expected BGSUB-MOSAIC"),
+        ("euclid-q1", [*four, grid], (), "this is a MER grid of PSFs"),
+        ("euclid-q1", [coadd], (), "nor named as a MER tile"),
+        ("euclid-q1", [tile["image"], tile["psf"]], (), "VIS: no RMS mosaic"),
+        ("euclid-q1", [tile["image"], tile["rms"]], (), "VIS: no PSF file"),
+        ("euclid-q1", [tile["rms"], tile["psf"]], (), "VIS: no mosaic (EUC_MER_BGSUB-MOSAIC"),
+        ("euclid-q1", [tile["image"], small["rms"], tile["psf"]], (), "VIS: 50 × 80 pixels, but the image has 60 × 80"),
+        ("euclid-q1", bare.values(), (), "VIS: MAGZERO is None"),
+        ("euclid-q1", negative.values(), (), "VIS: rms is negative in 4800 pixels"),
+        ("euclid-q1", four, far, "VIS: (10.00000, -5.00000) and 20 arcsec around it are outside the image"),
+        ("euclid-q1", four, ("--bands", "[VIS,g]"), "bands is ['VIS', 'g'], expected some of VIS"),
+        ("euclid-q1", four, ("--add",), "no scene to add to"),
+        ("lsst", [coadd], (), "r: its image was given, but no PSF"),
+        ("lsst", [psf], (), "r: its PSF was given, but no image"),
+        ("lsst", [coadd, coadd, psf], (), "r: two files are its image"),
+        ("lsst", [catalogue], (), "a catalogue: expected a coadd"),
+        ("lsst", [cut, psf], (), "truncated"),
+        ("hsc-pdr3", [flat], (), "no FILTER in the header and none in its name"),
+        ("hsc-pdr3", [write_coadd(tmp_path / "u.fits", "NB0816"), psf], (), "filter 'NB0816', expected one of g, r"),
+        ("hst-cosmos", mosaic[:2], (), "F814W: no PSF"),
+        ("hst-cosmos", [*mosaic, coadd], (), "F814W: expected …_sci.fits"),
+        ("hst-cosmos", [mosaic[0], tile["psf"], mosaic[1]], (), "F814W"),
+        ("hst-hsc", [tmp_path], (), "hst-hsc: no hst.fits and i.fits"),
+        ("hst-hsc", [coadd], (), "hst-hsc: expected one folder"),
+    ]
+    for number, (survey, files, options, told) in enumerate(cases):
+        capsys.readouterr()
+        assert ingest(survey, files, tmp_path / f"out{number}", *options) == 2, (survey, told)
+        captured = capsys.readouterr()
+        assert told in captured.err, captured.err
+        assert captured.err.count("\n") == 1, captured.err
+        assert captured.out == ""
+        assert not (tmp_path / f"out{number}" / "scene.yaml").exists()
+
+
+def test_a_scene_that_is_there_stays(tmp_path, capsys):
+    files = write_tile(tmp_path / "tile").values()
+    scene = field("euclid-q1", files, tmp_path / "scene")
+    before = scene.path.read_text()
+    assert ingest("euclid-q1", files, tmp_path / "scene") == 2
+    assert "there is a scene already" in capsys.readouterr().err
+    assert ingest("euclid-q1", files, tmp_path / "scene", "--add") == 2
+    assert "VIS: the scene has it already" in capsys.readouterr().err
+    assert scene.path.read_text() == before
+
+
+def test_words_stand_for_options(capsys):
+    named = cli.parse("ingest", ["--survey", "lsst", "--files", "a.fits", "--files=b.fits", "--output", "out"])
+    assert cli.parse("ingest", ["lsst", "a.fits", "b.fits", "--output", "out"]) == named
+    for arguments, told in (
+        (["ingest"], "files is missing"),
+        (["ingest", "lsst", "a.fits"], "output is missing"),
+        (["ingest", "sdss", "a.fits", "--output", "out"], "survey is sdss, expected one of"),
+        (["ingest", "lsst", "a.fits", "--output", "out", "--centre", "[3]"], "centre is [3.0], expected [ra,dec]"),
+        (["train", "demo"], "unrecognized arguments: demo"),
+        (["data", "verify", "a", "b"], "unrecognized arguments: b"),
+    ):
+        assert cli.main(arguments) == 2
+        assert told in capsys.readouterr().err
