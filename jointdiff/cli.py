@@ -24,7 +24,15 @@ COMMANDS = {
     "simulate": config.Config,
     "train": config.Config,
     "reconstruct": config.ReconstructConfig,
-    "evaluate": config.Config,
+    "evaluate": config.EvaluateConfig,
+}
+
+_REPEATED = {"reconstruct": "scene", "evaluate": "leave_one_out"}
+"""The option of a command that names scene files, one each time that it is given."""
+
+_REPEATED_TEXT = {
+    "scene": "A scene.yaml;",
+    "leave_one_out": "A scene.yaml whose observations are each predicted from the others;",
 }
 
 
@@ -97,14 +105,16 @@ def build_parser(command: str) -> ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file; options override it.")
-    if kind is config.Config:
-        parser.add_class_arguments(kind, skip={"resume"})
+    repeated = _REPEATED.get(command)
+    if issubclass(kind, config.Config):
+        parser.add_class_arguments(kind, skip={"resume", *([repeated] if repeated else [])})
         told = "Continue from the last checkpoint." if command == "train" else SUPPRESS
         parser.add_argument("--resume", action=ActionYesNo, default=False, help=told)  # a file for train has the key
     else:
-        parser.add_class_arguments(kind, skip={"scene"})
-        scene_help = "A scene.yaml; repeat the option for more."
-        parser.add_argument("--scene", action="append", default=[], metavar="FILE", help=scene_help)
+        parser.add_class_arguments(kind, skip={repeated})
+    if repeated:
+        told = f"{_REPEATED_TEXT[repeated]} repeat the option for more."
+        parser.add_argument(f"--{repeated}", action="append", default=[], metavar="FILE", help=told)
     sections = {key for key, type_ in _keys(kind) if is_dataclass(type_)}
     for action in parser._actions:
         if action.dest in sections:  # one way to give a section: --config, or a dotted option for each key
