@@ -1,8 +1,8 @@
 """Objects that the prior does not know: are they reconstructed, or told of, or silently wrong?
 
 Rings, arcs, dipoles, checkerboards and a satellite's trail are drawn on the fine sky, observed, and made so bright that
-their signature in the data, √((A x)ᵀ N⁻¹ A x), is a given one. A sky is *wrong* where the samples exclude the object's true
-brightness; it is *caught* where the residuals around the object, or the catalog's chi2, say that the data are not
+their signature in the data, √((A x)ᵀ N⁻¹ A x), is a given one. A sky is *wrong* where the samples exclude the object's
+true brightness; it is *caught* where the residuals around the object, or the catalog's chi2, say that the data are not
 explained.
 """
 

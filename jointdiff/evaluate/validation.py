@@ -96,8 +96,17 @@ class Validation:
         names = [band.name for band in denoiser.bands]
         for scene in scenes:
             ours, scale = scene.estimates[METHOD], self.grid.scale
-            given = {"weight": self.weight, "data": scene.data, "calibration": calibration}
-            catalogs.append(measure(ours.samples, names, scene.name, scale, **given))
+            catalogs.append(
+                measure(
+                    ours.samples,
+                    names,
+                    scene.name,
+                    scale,
+                    weight=self.weight,
+                    data=scene.data,
+                    calibration=calibration,
+                )
+            )
         scales = {METHOD: calibration.errors} if calibration and calibration.errors else {}
         sources = measure_scenes(scenes, names, self.grid.scale, scales=scales)
         scores = score(sources, np.random.default_rng(self.seed))

@@ -91,7 +91,7 @@ def test_leave_one_out_of_a_ready_scene(run, capsys):
     assert "chi2/N" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"key": 1}'])
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"key": "1"}'])
 def test_broken_rows_are_named(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=r"a\.json: not the rows of a suite"):
