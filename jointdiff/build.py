@@ -188,13 +188,20 @@ def _validation(config: Config, split: str, scenes: int, width: int, purpose: st
     """Scenes with margins of ``width`` pixels, alternating over the ground geometries."""
     from jointdiff.evaluate.validation import Validation
 
-    mocks = []
+    lots = simulators(config, split, scenes, width, purpose, device)
+    mocks = [source.draw(count, seed) for source, count, seed in lots]
+    return Validation(mocks, lots[0][0].grid, width, samples, config.sampling.evaluations, config.seed)
+
+
+def simulators(config: Config, split: str, scenes: int, width: int, purpose: str, device="cpu") -> list:
+    """(Simulator, number of scenes, seed) of each ground geometry that has any: the scenes of a suite, in its order."""
+    lots = []
     for number, geometry in enumerate(config.scene.geometries):
-        source = simulator(config, split, width, (geometry,), device)
         count = (scenes + len(config.scene.geometries) - 1 - number) // len(config.scene.geometries)
         if count:
-            mocks.append(source.draw(count, number_of(config, purpose, number)))
-    return Validation(mocks, source.grid, width, samples, config.sampling.evaluations, config.seed)
+            source = simulator(config, split, width, (geometry,), device)
+            lots.append((source, count, number_of(config, purpose, number)))
+    return lots
 
 
 def validator(config: Config, accelerator):

@@ -25,7 +25,7 @@ COMMANDS = {
     "simulate": config.Config,
     "train": config.Config,
     "reconstruct": config.ReconstructConfig,
-    "evaluate": config.Config,
+    "evaluate": config.EvaluateConfig,
     "ingest": archives.IngestConfig,
     "data": archives.DataConfig,
 }
@@ -35,6 +35,10 @@ _WORDS = {"ingest": ("survey", "files"), "data": ("action", "folder")}
 
 _REPEATED = {
     "reconstruct": ("scene", "A scene.yaml; repeat the option for more."),
+    "evaluate": (
+        "leave_one_out",
+        "A scene.yaml whose observations are each predicted from the others; repeat the option for more.",
+    ),
     "ingest": ("files", "A file of the archive; repeat the option for more."),
 }
 """The option of a command that is a list, given by repeating it."""
@@ -119,17 +123,14 @@ def build_parser(command: str) -> ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file; options override it.")
-    if kind is config.Config:
-        parser.add_class_arguments(kind, skip={"resume"})
-        told = "Continue from the last checkpoint." if command == "train" else SUPPRESS
-        parser.add_argument("--resume", action=ActionYesNo, default=False, help=told)  # a file for train has the key
-    else:
-        lists, switches = ([told] if told else [] for told in (_REPEATED.get(command), _SWITCHES.get(command)))
-        parser.add_class_arguments(kind, skip={name for name, _ in (*lists, *switches)})
-        for name, told in lists:
-            parser.add_argument(f"--{name}", action="append", default=[], metavar="FILE", help=told)
-        for name, told in switches:
-            parser.add_argument(f"--{name}", action=ActionYesNo, default=False, help=told)
+    lists, switches = ([told[command]] if command in told else [] for told in (_REPEATED, _SWITCHES))
+    if issubclass(kind, config.Config):  # a file for train has the key
+        switches.append(("resume", "Continue from the last checkpoint." if command == "train" else SUPPRESS))
+    parser.add_class_arguments(kind, skip={name for name, _ in (*lists, *switches)})
+    for name, told in lists:
+        parser.add_argument(f"--{name}", action="append", default=[], metavar="FILE", help=told)
+    for name, told in switches:
+        parser.add_argument(f"--{name}", action=ActionYesNo, default=False, help=told)
     sections = {key for key, type_ in _keys(kind) if is_dataclass(type_)}
     for action in parser._actions:
         if action.dest in sections:  # one way to give a section: --config, or a dotted option for each key

@@ -50,6 +50,27 @@ class ReconstructConfig:
         require(self.method == "diffusion" or self.mode == "amortized", "mode", self.mode, expected)
 
 
+Suite = Literal["scoreboard", "solver", "blank", "outside", "shift"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Config):
+    """An evaluation of a run: its settings, and what is evaluated.
+
+    Attributes:
+        suite: The scoreboard, or one of the other suites (METHOD section 8), which leave theirs in evaluation/SUITE/.
+        leave_one_out: A scene.yaml whose observations are each predicted from the others; repeat the option for more.
+    """
+
+    suite: Suite = "scoreboard"
+    leave_one_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = "scoreboard, which it leaves out, with leave_one_out"
+        require(self.suite == "scoreboard" or not self.leave_one_out, "suite", self.suite, expected)
+
+
 PATIENCE = 24
 """Hours that processes wait for the first of them, which draws the library and validates alone. The defaults of torch,
 10 to 30 minutes, would end a large run there; a process that dies is noticed by the launcher, not by this."""
@@ -58,7 +79,10 @@ _VALIDATION = ("validate_every", "validation_scenes", "validation_cut_scenes", "
 _MONITORING = ("log_every", "checkpoint_every", *_VALIDATION)
 
 _FREE = frozenset(
-    ["resume", "run", "sampling", "calibration", "library.workers", *(f"training.{name}" for name in _MONITORING)]
+    [
+        *("resume", "run", "sampling", "calibration", "suite", "leave_one_out", "library.workers"),
+        *(f"training.{name}" for name in _MONITORING),
+    ]
 )
 """Settings that may change within a run: they change nothing of what is learnt."""
 
@@ -289,48 +313,20 @@ def _calibration_for(config: ReconstructConfig, folder: Path, mode: str):
     return found
 
 
-def _evaluation_log(run: Path):
-    """A SummaryWriter beside the training's, whose charts it shares; what an earlier evaluation logged is removed."""
-    import shutil
-
-    from torch.utils.tensorboard import SummaryWriter
-
-    folder = run / "tensorboard" / "evaluation"
-    shutil.rmtree(folder, ignore_errors=True)
-    return SummaryWriter(str(folder))
-
-
-def evaluate(config: Config) -> None:
+def evaluate(config: EvaluateConfig) -> None:
     """Score a trained run against the truth, beside the joint Wiener filter, on galaxies that it never saw."""
-    from jointdiff.evaluate import validation
-    from jointdiff.io.atomic import atomic_path
+    from jointdiff import suites
     from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
     from jointdiff.reconstruct.diffusion import Diffusion
 
     run = Path(config.run)
     _use_cores()
     _refuse_other_run(config, run)
-    denoiser, calibration = load_denoiser(run / "model"), _calibrate(config)
-    done = run / "evaluation" / "scoreboard.txt"
-    reconstructor = Diffusion(denoiser, config.sampling.evaluations)
-    provenance = reconstructor.provenance(config.seed, fingerprint(run / "model"))
-    made = {**provenance, **asdict(config.sampling), "simulation": build.digest(config)}
-    made["calibration"] = calibration.sha256
-    key = "  ".join(f"{name}={value}" for name, value in made.items())
-    if not (done.is_file() and done.read_text().startswith(key)):
-        sampling, tables, device = config.sampling, [], denoiser.wavenumbers.device
-        writer = _evaluation_log(run)
-        suites = build.validations(config, "test", sampling.scenes, sampling.cut_scenes, sampling.samples, device)
-        for suite, trials in suites.items():
-            report = trials.run(denoiser, progress=True, calibration=calibration)
-            figures = trials.figures(report)
-            validation.write(report, figures, done.parent / build.FOLDERS[suite], provenance)
-            validation.log(report, figures, writer, config.training.steps, build.PREFIXES[suite])
-            tables.append(
-                f"{len(trials.trials)} {suite} scenes, {sampling.samples} samples each\n{validation.table(report)}\n"
-            )
-        writer.close()
-        with atomic_path(done) as temporary:
-            temporary.write_text("\n".join([f"{key}\n", *tables]))
-    print(done.read_text().split("\n\n", 1)[1])
+    denoiser = load_denoiser(run / "model")
+    provenance = Diffusion(denoiser, config.sampling.evaluations).provenance(config.seed, fingerprint(run / "model"))
+    if config.leave_one_out:
+        return suites.leave_one_out(config.leave_one_out, config, denoiser, provenance)
+    if config.suite != "scoreboard":
+        return suites.run(config.suite, config, denoiser, provenance)
+    print(suites.scoreboard(config, denoiser, provenance, _calibrate(config)))
     print(_ENDING.format(run=run, python=_program("python"), tensorboard=_program("tensorboard")))

@@ -3,6 +3,7 @@
 Galaxies: the Coleman, Wu & Weedman (1980) templates, extended as in GalSim (E, Sbc, Scd, Im). Stars: black bodies.
 """
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -46,6 +47,39 @@ def blackbody_fluxes(temperature: float, filters: tuple[str, ...]) -> np.ndarray
     flux = wavelength**-5.0 / np.expm1(1.438777e8 / (wavelength * temperature))
     fluxes = np.array([_ab_flux(wavelength, flux, name) for name in filters])
     return fluxes / fluxes[0]
+
+
+def changed_fluxes(change: Callable[[np.ndarray], np.ndarray], filters: tuple[str, ...]) -> np.ndarray:
+    """Factors (len(filters),) of the AB flux densities of a source of flat f_nu whose spectrum is multiplied.
+
+    change: wavelength (Å) as observed → factor, both (L,).
+    """
+    wavelength = np.linspace(2500, 12500, 10001)
+    flat = wavelength**-2.0
+    changed = flat * change(wavelength)
+    return np.array([_ab_flux(wavelength, changed, name) / _ab_flux(wavelength, flat, name) for name in filters])
+
+
+def starburst_attenuation(wavelength: np.ndarray) -> np.ndarray:
+    """k = A/E(B-V) at rest wavelengths (Å) of 1200 to 22000 (Calzetti et al. 2000, ApJ 533, 682, eq. 4)."""
+    x = 1e4 / np.asarray(wavelength)  # per µm
+    red = 2.659 * (-1.857 + 1.040 * x)
+    blue = 2.659 * (-2.156 + 1.509 * x - 0.198 * x**2 + 0.011 * x**3)
+    return 4.05 + np.where(x < 1 / 0.63, red, blue)
+
+
+def lines(wavelength: np.ndarray, redshift: float, rest: Sequence[tuple[float, float]], width: float) -> np.ndarray:
+    """What emission lines multiply a continuum by, (L,): 1 + Σ EW · (a Gaussian of unit area).
+
+    rest: wavelength and equivalent width (Å) of each line at rest. width: a line's standard deviation over its
+    wavelength.
+    """
+    total = np.ones_like(wavelength)
+    for centre, equivalent in rest:
+        middle = centre * (1 + redshift)
+        profile = np.exp(-(((wavelength - middle) / (width * middle)) ** 2) / 2)
+        total += equivalent * (1 + redshift) * profile / (np.sqrt(2 * np.pi) * width * middle)
+    return total
 
 
 def _ab_flux(wavelength: np.ndarray, flux: np.ndarray, filter_name: str) -> float:

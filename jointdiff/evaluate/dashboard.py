@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _IMAGE = ("image_error", "chi2")
-_CALIBRATION = ("crps", "pull", "coverage", "sources", "defined")
+_CALIBRATION = ("crps", "pull", "coverage", "sources", "defined", "tarp")
 _SHAPES = ("r50", "e1", "e2")
 
 

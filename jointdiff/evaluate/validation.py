@@ -10,11 +10,11 @@ from astropy.table import Table
 from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
-from jointdiff.evaluate import dashboard
+from jointdiff.evaluate import dashboard, tarp
 from jointdiff.evaluate.bars import format_bars, judge
 from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
 from jointdiff.evaluate.report import format_table
-from jointdiff.evaluate.score_figures import binned_figure, photometry_figure
+from jointdiff.evaluate.score_figures import PALETTE, binned_figure, photometry_figure
 from jointdiff.evaluate.scores import Binned, Scores, score, score_by
 from jointdiff.evaluate.sources import Estimate, ScoredScene, Sources, measure_scenes
 from jointdiff.io.atomic import atomic_path
@@ -58,7 +58,7 @@ class Report:
     """What a validation found.
 
     by_magnitude, by_snr: the scores in bins, MAGNITUDES and SNRS. bars: METHOD's errors against what they are to meet.
-    catalogs: METHOD's, one per scene.
+    catalogs: METHOD's, one per scene. tarp: method → where the truth of all fluxes together lies among its samples.
     """
 
     scenes: list[ScoredScene]
@@ -68,6 +68,7 @@ class Report:
     by_snr: Binned
     bars: Table
     catalogs: list[Table]
+    tarp: dict[str, np.ndarray]
 
 
 class Validation:
@@ -91,30 +92,54 @@ class Validation:
 
     def run(self, denoiser: Denoiser, progress: bool = False, calibration: Calibration | None = None) -> Report:
         """Sample every scene, measure and score it. progress: show a bar. calibration: whose errors are scored, too."""
-        from rich.progress import track
-
-        scenes, catalogs = [], []
-        for trial in track(self.trials, "reconstructing", disable=not progress):
-            ours = self._estimate(Diffusion(denoiser, self.evaluations), trial)
-            if trial.name not in self._wiener:
-                self._wiener[trial.name] = self._estimate(Wiener(denoiser), trial)
-            model = denoiser.forward_model(trial.observations, self.grid)
-            data = Data.of(model, trial.observations, denoiser.bands)
-            estimates = {METHOD: ours, Wiener.method: self._wiener[trial.name]}
-            scenes.append(ScoredScene(trial.name, trial.truth, estimates, self.weight, data))
-            names = [band.name for band in denoiser.bands]
-            scale, weight = self.grid.scale, self.weight
-            given = {"weight": weight, "data": data, "calibration": calibration}
-            catalogs.append(measure(ours.samples, names, trial.name, scale, **given))
+        scenes, catalogs = self.scored(Diffusion(denoiser, self.evaluations), progress), []
+        names = [band.name for band in denoiser.bands]
+        for scene in scenes:
+            ours, scale = scene.estimates[METHOD], self.grid.scale
+            catalogs.append(
+                measure(
+                    ours.samples,
+                    names,
+                    scene.name,
+                    scale,
+                    weight=self.weight,
+                    data=scene.data,
+                    calibration=calibration,
+                )
+            )
         scales = {METHOD: calibration.errors} if calibration and calibration.errors else {}
         sources = measure_scenes(scenes, names, self.grid.scale, scales=scales)
         scores = score(sources, np.random.default_rng(self.seed))
         by_magnitude = score_by(sources, sources.magnitude, MAGNITUDES, np.random.default_rng(self.seed))
         by_snr = score_by(sources, sources.snr, SNRS, np.random.default_rng(self.seed))
         bars = judge(sources, METHOD, np.random.default_rng(self.seed))
-        return Report(scenes, sources, scores, by_magnitude, by_snr, bars, catalogs)
+        positions = tarp.of_sources(sources, np.random.default_rng(self.seed))
+        for method, row in tarp.scores(positions, sources, np.random.default_rng(self.seed)).items():
+            scores[method]["fluxes"] = row
+        return Report(scenes, sources, scores, by_magnitude, by_snr, bars, catalogs, positions)
 
-    def _estimate(self, method: Reconstructor, trial: Trial) -> Estimate:
+    def scored(self, method: Reconstructor, progress: bool = False) -> list[ScoredScene]:
+        """Every scene with the estimates of a method, as METHOD, and of the joint Wiener filter."""
+        from rich.progress import track
+
+        scenes, denoiser = [], method.denoiser
+        for trial in track(self.trials, "reconstructing", disable=not progress):
+            ours = self.estimate(method, trial)
+            reference = self.reference(denoiser, trial)
+            model = denoiser.forward_model(trial.observations, self.grid)
+            data = Data.of(model, trial.observations, denoiser.bands)
+            estimates = {METHOD: ours, Wiener.method: reference}
+            scenes.append(ScoredScene(trial.name, trial.truth, estimates, self.weight, data))
+        return scenes
+
+    def reference(self, denoiser: Denoiser, trial: Trial) -> Estimate:
+        """What the joint Wiener filter of Γ says about one scene: found once, and kept."""
+        if trial.name not in self._wiener:
+            self._wiener[trial.name] = self.estimate(Wiener(denoiser), trial)
+        return self._wiener[trial.name]
+
+    def estimate(self, method: Reconstructor, trial: Trial) -> Estimate:
+        """What a method says about one scene."""
         draws = method.sample(trial.observations, self.grid, self.samples, NoiseStream(self.seed, trial.name))
         return Estimate(draws.samples, draws.mean)
 
@@ -122,6 +147,7 @@ class Validation:
         """Name → matplotlib Figure: photometry, scores in bins, and the first scenes with a bright source."""
         names = report.sources.names
         figures = {"photometry": photometry_figure(report.sources, np.random.default_rng(self.seed))}
+        figures["tarp"] = tarp.figure(report.tarp, PALETTE)
         figures["magnitude"] = binned_figure(report.by_magnitude, MAGNITUDES, names, "AB magnitude")
         figures["snr"] = binned_figure(report.by_snr, SNRS, names, "signal to noise")
         brightest = sorted(self.trials, key=lambda trial: -float(trial.truth.sum()))

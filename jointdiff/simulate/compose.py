@@ -49,28 +49,43 @@ def compose(
 
     generator: on the CPU, so that a scene is the same on every device; the bands change no source and no place.
     """
-    sizes, stars = list(library.scales), torch.cat([library.is_star[n].cpu() for n in library.scales])
+    skies = []
+    for _ in range(batch):
+        positions = _positions(grid, crowding, generator)
+        chosen = torch.randint(len(library), (len(positions),), generator=generator)
+        gains = 10 ** (crowding.flux_scatter * torch.randn(len(positions), generator=generator))
+        turns = torch.randint(8, (len(positions),), generator=generator)
+        skies.append(place(library, bands, grid, positions, chosen, gains, turns))
+    return torch.stack(skies)
+
+
+def place(
+    library: Library,
+    bands: Sequence[Band],
+    grid: Grid,
+    positions: Sequence[tuple[int, int]],
+    chosen: Tensor,
+    gains: Tensor,
+    turns: Tensor,
+) -> Tensor:
+    """One sky (C, H, W), nJy per fine pixel, of sources at given fine pixels (y, x), beyond the torus too.
+
+    chosen: their numbers in the library, stamps in the order of their sizes. gains: factors of their fluxes. turns: 0
+    to 7, flips and right angles. All (N,), on the CPU.
+    """
+    sizes = list(library.scales)
     device = library.stamps[sizes[0]].device
     margin = max(sizes)
     channels = torch.tensor([library.bands.index(band) for band in bands], device=device)
-    skies = torch.empty(batch, len(bands), *grid.shape, device=device)
     starts = torch.tensor([0] + [len(library.scales[n]) for n in sizes]).cumsum(0)
-    for sky in skies:
-        canvas = torch.zeros(len(bands), grid.shape[0] + margin, grid.shape[1] + margin, device=device)
-        positions = _positions(grid, crowding, generator)
-        chosen = torch.randint(len(stars), (len(positions),), generator=generator)
-        gains = 10 ** (crowding.flux_scatter * torch.randn(len(positions), generator=generator))
-        turns = torch.randint(8, (len(positions),), generator=generator)
-        for position, source, gain, turn in zip(
-            positions, chosen.tolist(), gains.tolist(), turns.tolist(), strict=True
-        ):
-            group = int(torch.searchsorted(starts, source, right=True)) - 1
-            size, index = sizes[group], source - int(starts[group])
-            stamp = _turned(library.stamps[size][index][channels].float(), turn) * (gain * library.scales[size][index])
-            row, column = ((p - size // 2) % extent for p, extent in zip(position, grid.shape, strict=True))
-            canvas[:, row : row + size, column : column + size] += stamp
-        sky.copy_(_wrapped(canvas, grid.shape))
-    return skies
+    canvas = torch.zeros(len(bands), grid.shape[0] + margin, grid.shape[1] + margin, device=device)
+    for position, source, gain, turn in zip(positions, chosen.tolist(), gains.tolist(), turns.tolist(), strict=True):
+        group = int(torch.searchsorted(starts, source, right=True)) - 1
+        size, index = sizes[group], source - int(starts[group])
+        stamp = _turned(library.stamps[size][index][channels].float(), turn) * (gain * library.scales[size][index])
+        row, column = ((p - size // 2) % extent for p, extent in zip(position, grid.shape, strict=True))
+        canvas[:, row : row + size, column : column + size] += stamp
+    return _wrapped(canvas, grid.shape)
 
 
 def _positions(grid: Grid, crowding: Crowding, generator: torch.Generator) -> list[tuple[int, int]]:

@@ -51,9 +51,10 @@ _REACH = 3
 class Conditions:
     """How much observing conditions vary from scene to scene and band to band.
 
-    seeing, depth: scatter in dex. ellipticity: rms of each PSF shear component. wing: largest fraction of the PSF's
-    flux in a component 2.2 times as wide. margin: fraction of scenes seen only in a central core, with a margin between
-    the two margin_width, arcsec. drop_*: probabilities that observations are missing.
+    seeing, depth: scatter in dex. sky: mean excess of the sky noise over the survey's, in dex. ellipticity: rms of each
+    PSF shear component. wing: largest fraction of the PSF's flux in a component 2.2 times as wide. margin: fraction of
+    scenes seen only in a central core, with a margin between the two margin_width, arcsec. drop_*: probabilities that
+    observations are missing.
 
     What is served is not what was: deviations, per observation, of errors that nobody knows of. jitter: of the position
     along each axis, arcsec, but for VIS, which defines it. zero_point_error: fraction of the flux. psf_error: fraction
@@ -71,6 +72,7 @@ class Conditions:
     drop_ground: float = 0.03
     drop_vis: float = 0.03
     drop_all: float = 0.02
+    sky: float = 0.0
     jitter: float = 0.0
     zero_point_error: float = 0.0
     psf_error: float = 0.0
@@ -168,7 +170,8 @@ class Telescope:
         shared: ρ of the noise, which is of the survey's depth at the lowest frequencies: what resampling takes from
         pixels it puts between them.
         """
-        sky = depth.sky_sigma * scale * 10 ** (self.conditions.depth * _normal((len(flux), 1, 1), flux, generator))
+        c = self.conditions
+        sky = depth.sky_sigma * scale * 10 ** (c.sky + c.depth * _normal((len(flux), 1, 1), flux, generator))
         white, level = _normal(flux.shape, flux, generator), 1.0 if shared is None else shared[:, :1, :1]
         noise = white if shared is None else convolved(white, shared.sqrt())
         variance = (sky.square() + depth.poisson_variance(flux.clamp(min=0))) / level

@@ -1,0 +1,202 @@
+"""What the other bands say about one, against its own data: a test of colours that needs no truth.
+
+Each observation y_o of a field is left out in turn, the sky is sampled from the others, and y_o is compared with
+A_o x_k under the covariance N_o + A_o C A_oᵀ, C that of the samples: pixel by pixel around sources, and source by
+source, in the flux that both have under the same template.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jointdiff.errors import InputError
+from jointdiff.evaluate.calibration import pull_width
+from jointdiff.evaluate.figures import FAINT, INK, clean
+from jointdiff.evaluate.score_figures import PALETTE
+from jointdiff.evaluate.suite import Outcome, Row, format_rows, table_of
+from jointdiff.io.scene_files import Field
+from jointdiff.measure.catalog import find_sources
+from jointdiff.measure.data_checks import Data, check_against_data
+from jointdiff.measure.detection import Segments
+from jointdiff.reconstruct.base import NoiseStream, Reconstructor
+from jointdiff.reconstruct.field import PaddedField, pad_field
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LIGHT = 0.05
+"""Pixels where the model of all the data is brighter than this share of its peak, or than its noise, are a source's."""
+
+_COLUMNS = {
+    "field": ("field", "{}"),
+    "method": ("method", "{}"),
+    "band": ("left out", "{}"),
+    "pixels": ("pixels", "{:.0f}"),
+    "chi2_data": ("chi2/N, data", "{:.2f}"),
+    "chi2": ("chi2/N", "{:.2f}"),
+    "chi2_noise": ("noise alone", "{:.2f}"),
+    "sources": ("sources", "{:.0f}"),
+    "bias": ("flux bias", "{:+.1%}"),
+    "median_pull": ("pull bias", "{:+.2f}"),
+    "pull_width": ("width", "{:.2f}"),
+}
+
+
+def predictive_chi2(image: Tensor, ivar: Tensor, models: Tensor) -> float:
+    """χ² per pixel of an image (P,) predicted by samples (S, P), each pixel under σ² + (1 + 1/S) times their variance.
+
+    One for samples that the true sky could be one of. ivar: (P,), positive. The inverse of a variance of ν degrees of
+    freedom is too large on average, by ν/(ν - 2) for Gaussians, and that is taken out; ν as of a sum of a known and an
+    estimated variance (Satterthwaite 1946, Biometrics Bulletin 2, 110).
+    """
+    count = len(models)
+    assert count > 3, "the inverse of a variance of three samples has no mean"
+    spread = (1 + 1 / count) * models.var(0)
+    variance = 1 / ivar + spread
+    # (spread/variance)² rather than its inverse: samples may agree to the last bit.
+    excess = 2 / (count - 1) * (spread / variance).square()
+    return float(((image - models.mean(0)).square() * (1 - excess) / variance).mean())
+
+
+def study(methods: Sequence[Reconstructor], fields: Sequence[Field], samples: int, seed: int) -> Outcome:
+    """A row for each method, field and observation left out of it; a source's pull for each under the first method.
+
+    Raises InputError for a field of fewer than two observations, or that does not suit the denoiser; and for fewer than
+    four samples.
+    """
+    if samples < 4:
+        raise InputError(f"sampling.samples is {samples}, expected at least 4, whose scatter predicts a band")
+    rows: list[Row] = []
+    drawn: list[Row] = []
+    for field in fields:
+        padded = pad_field(field.observations, field.grid, methods[0].denoiser, field.sources)
+        if len(padded.observations) < 2:
+            raise InputError(f"{field.name}: one observation, expected at least two, to leave one out ({field.path})")
+        for method in methods:
+            found = leave_each_out(method, padded, field.name, samples, seed)
+            rows += [{"field": field.name, "method": method.method} | row for row in found if "chi2" in row]
+            if method is methods[0]:
+                drawn += [row for row in found if "pull" in row]
+    text = (
+        f"{samples} samples each. Pixels: around sources; chi2/N, data: of the samples of all the data; chi2/N: of the"
+        " band's pixels under its noise and the samples of the other bands together; noise alone: without the samples'."
+    )
+    return Outcome(table_of(rows), f"{format_rows(rows, _COLUMNS)}\n{text}", {"leave_one_out": figure(drawn)})
+
+
+def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, samples: int, seed: int) -> list[Row]:
+    """For each observation a row of its scores; then a row a source with its flux in both, and the pull."""
+    denoiser, observations = method.denoiser, padded.observations
+    names = [band.name for band in denoiser.bands]
+    whole = method.sample(observations, padded.grid, samples, NoiseStream(seed, name))
+    segments = find_sources(
+        whole.samples,
+        whole.mean,
+        names,
+        padded.weight,
+        target_fwhm=denoiser.target_fwhm,
+        scale=padded.grid.scale,
+    )
+    scores: list[Row] = []
+    pulls: list[Row] = []
+    for number, left in enumerate(observations):
+        others = [o for o in observations if o is not left]
+        draws = method.sample(others, padded.grid, samples, NoiseStream(seed, f"{name} without {number}"))
+        model = denoiser.forward_model([left], padded.grid)
+        fitted, predicted = (model(d.samples)[0] for d in (whole, draws))
+        image, ivar = left.image[0], left.ivar[0]
+        mean = fitted.mean(0)
+        around = (ivar > 0) & (mean > torch.maximum(LIGHT * mean.max(), ivar.clamp(min=1e-30).rsqrt()))
+        if not bool(around.any()):
+            around = ivar > 0
+        at = image[around], ivar[around]
+        row: Row = {"band": left.band.name, "pixels": float(around.sum())}
+        row["chi2_data"] = float(((image - fitted).square() * ivar)[:, around].mean())
+        row["chi2"] = predictive_chi2(*at, predicted[:, around])
+        row["chi2_noise"] = float(((at[0] - predicted[:, around].mean(0)).square() * at[1]).mean())
+        flux = source_fluxes(whole.mean, names, segments, Data.of(model, [left], denoiser.bands), predicted)
+        found = [{"band": left.band.name} | f for f in flux]
+        scores.append(row | _of_fluxes(found, samples))
+        pulls += found
+    return scores + pulls
+
+
+def source_fluxes(mean: Tensor, names: Sequence[str], segments: Segments, data: Data, predicted: Tensor) -> list[Row]:
+    """For each source with data: its maximum-likelihood flux in one observation, and in its predictions (S, h, w).
+
+    data: of that observation alone. The template is that of ``flux_ml``, from the mean (C, H, W) of all the data; both
+    fluxes are the same linear function of pixels, so the filter does not matter. pull: of the one from the others,
+    under the data's error and the samples' together.
+    """
+    band, *_ = data.bands
+    own = check_against_data(mean, names, segments, data)
+    each = []
+    for model in predicted:
+        told = replace(data, images=[model])
+        each.append(check_against_data(mean, names, segments, told).flux[:, band])
+    guesses, flux, error = np.array(each), own.flux[:, band], own.flux_err[:, band]
+    rows: list[Row] = []
+    for source in np.flatnonzero(np.isfinite(flux) & (error > 0)):
+        guess = guesses[:, source]
+        spread = math.sqrt(error[source] ** 2 + (1 + 1 / len(guess)) * guess.var(ddof=1))
+        pull = (guess.mean() - flux[source]) / spread
+        row: Row = {"flux": float(flux[source]), "flux_err": float(error[source])}
+        rows.append(row | {"predicted": float(guess.mean()), "spread": float(spread), "pull": float(pull)})
+    return rows
+
+
+def _of_fluxes(rows: Sequence[Row], samples: int) -> Row:
+    """Number of sources, median relative error of those above 5σ, and median and width of the pulls."""
+    flux, error, predicted, pull = (
+        np.array([row[key] for row in rows]) for key in ("flux", "flux_err", "predicted", "pull")
+    )
+    bright = flux > 5 * error
+    bias = float(np.median(predicted[bright] / flux[bright] - 1)) if bright.any() else math.nan
+    median = float(np.median(pull)) if len(pull) else math.nan
+    return {
+        "sources": float(len(pull)),
+        "bias": bias,
+        "median_pull": median,
+        "pull_width": pull_width(pull, samples),
+    }
+
+
+def figure(rows: Sequence[Row]) -> Figure:
+    """Predicted over measured flux against the measured one's significance, and the pulls: a colour a band."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    drawn = Figure(figsize=(10, 3.6), facecolor="white", layout="constrained")
+    fluxes, pulls = drawn.subplots(1, 2, width_ratios=[1.4, 1])
+    fluxes.axhline(0, color=FAINT, lw=0.9)
+    bands = list(dict.fromkeys(str(row["band"]) for row in rows))
+    colours = (*PALETTE, "#c0304d", INK)
+    for number, band in enumerate(bands):
+        own = [row for row in rows if row["band"] == band]
+        bright = [row for row in own if row["flux"] > 5 * row["flux_err"]]
+        snr = [row["flux"] / row["flux_err"] for row in bright]
+        error = [np.clip(row["predicted"] / row["flux"] - 1, -1, 1) for row in bright]
+        bars = [row["spread"] / row["flux"] for row in bright]
+        colour = colours[number % len(colours)]
+        fluxes.errorbar(snr, error, bars, fmt="o", ms=4, lw=0.8, color=colour, label=f"without {band}")
+        values = np.clip([row["pull"] for row in own], -6, 6)
+        pulls.hist(values, np.linspace(-6, 6, 25).tolist(), histtype="step", lw=1.4, color=colour)
+    fluxes.set_xscale("log")
+    fluxes.set_ylim(-1.05, 1.05)
+    fluxes.yaxis.set_major_formatter(PercentFormatter(1))
+    fluxes.set_xlabel("signal to noise of the measured flux")
+    fluxes.set_title("Flux predicted from the other bands, over the measured one", fontsize=11, color=INK)
+    if bands:
+        fluxes.legend(frameon=False, fontsize=9)
+    pulls.set_xlabel("(predicted - measured) / stated error")
+    pulls.set_title("Pulls of all sources", fontsize=11, color=INK)
+    for axes in drawn.axes:
+        clean(axes)
+    return drawn

@@ -1,0 +1,127 @@
+"""The scoreboard and the other suites of ``evaluate``: what each is run on, and where its results go.
+
+Only the standard library is imported at the top: ``--help`` must not wait for torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from jointdiff import build
+from jointdiff.settings import Config
+
+
+def scoreboard(config: Config, denoiser, provenance: dict[str, object], calibration) -> str:
+    """The tables of whole and of cut scenes; evaluation/ and TensorBoard get them with their catalogs and figures.
+
+    They are kept, and made again for other weights, settings or errors.
+    """
+    from jointdiff.evaluate import validation
+    from jointdiff.io.atomic import atomic_path
+
+    done = Path(config.run) / "evaluation" / "scoreboard.txt"
+    key = _key(config, provenance, calibration=calibration.sha256)
+    if not (done.is_file() and done.read_text().startswith(key)):
+        sampling, tables, device = config.sampling, [], denoiser.wavenumbers.device
+        whole_and_cut = (sampling.scenes, sampling.cut_scenes)
+        with _log(config, "evaluation") as writer:
+            for suite, trials in build.validations(config, "test", *whole_and_cut, sampling.samples, device).items():
+                report = trials.run(denoiser, progress=True, calibration=calibration)
+                figures = trials.figures(report)
+                validation.write(report, figures, done.parent / build.FOLDERS[suite], provenance)
+                validation.log(report, figures, writer, config.training.steps, build.PREFIXES[suite])
+                count = f"{len(trials.trials)} {suite} scenes, {sampling.samples} samples each"
+                tables.append(f"{count}\n{validation.table(report)}\n")
+        with atomic_path(done) as temporary:
+            temporary.write_text("\n".join([f"{key}\n", *tables]))
+    return done.read_text().split("\n\n", 1)[1]
+
+
+def run(name: str, config: Config, denoiser, provenance: dict[str, object]) -> None:
+    """Run the suite ``name`` on the run's denoiser; write it to evaluation/<name>/ and TensorBoard, and print it."""
+    _run(name, SUITES[name], config, denoiser, provenance)
+
+
+def _run(name: str, suite, config: Config, denoiser, provenance: dict[str, object]) -> None:
+    from jointdiff.evaluate.suite import Kept, write
+
+    folder = Path(config.run) / "evaluation" / name
+    outcome = suite(config, denoiser, Kept(folder / "rows", _key(config, provenance)))
+    with _log(config, name) as writer:
+        write(outcome, folder, name, provenance, writer)
+    print(f"{outcome.text}\nwrote {folder}/")
+
+
+def _key(config: Config, provenance: dict[str, object], **more: object) -> str:
+    """All that results depend on, in one line."""
+    made = {**provenance, **asdict(config.sampling), "simulation": build.digest(config), **more}
+    return "  ".join(f"{name}={value}" for name, value in made.items())
+
+
+def _log(config: Config, name: str):
+    """A SummaryWriter beside the training's, whose charts it shares; what an earlier one of the name logged is gone."""
+    import shutil
+
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = Path(config.run) / "tensorboard" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(str(folder))
+
+
+def _solver(config: Config, denoiser, kept):
+    from jointdiff.evaluate import solver_study
+
+    sampling, device = config.sampling, denoiser.wavenumbers.device
+    suites = build.validations(config, "test", sampling.scenes, 0, sampling.samples, device)
+    return solver_study.study(denoiser, suites[build.WHOLE], kept)
+
+
+def _shift(config: Config, denoiser, kept):
+    from jointdiff.evaluate import shift
+
+    sampling, device = config.sampling, denoiser.wavenumbers.device
+    lots = build.simulators(config, "test", sampling.scenes, 0, "test", device)
+    lsst = []
+    if shift.LSST in config.scene.geometries:
+        alone = replace(config, scene=replace(config.scene, geometries=(shift.LSST,)))
+        lsst = build.simulators(alone, "test", sampling.scenes, 0, "test", device)
+    return shift.study(denoiser, lots, lsst, sampling.samples, sampling.evaluations, config.seed, kept)
+
+
+def _blank(config: Config, denoiser, kept):
+    from jointdiff.evaluate import blank
+
+    large = replace(config, scene=replace(config.scene, size=blank.SIDE))
+    device = denoiser.wavenumbers.device
+    simulators = [build.simulator(large, "test", 0, (name,), device) for name in config.scene.geometries]
+    return blank.study(denoiser, simulators, config.sampling.evaluations, config.seed, kept)
+
+
+def _outside(config: Config, denoiser, kept):
+    from jointdiff.evaluate import outside
+
+    device = denoiser.wavenumbers.device
+    simulators = [build.simulator(config, "test", 0, (name,), device) for name in config.scene.geometries]
+    return outside.study(denoiser, simulators, config.sampling.evaluations, config.seed, kept)
+
+
+SUITES = {"solver": _solver, "blank": _blank, "outside": _outside, "shift": _shift}
+"""By name: functions of the settings, the denoiser and where rows are kept, to an Outcome."""
+
+
+def leave_one_out(scenes: Sequence[str], config: Config, denoiser, provenance: dict[str, object]) -> None:
+    """Each observation of real fields predicted from the others, beside the joint Wiener filter; no truth is needed."""
+    from jointdiff.evaluate import leave_one_out as leaving
+    from jointdiff.io.scene_files import read_fields
+    from jointdiff.reconstruct.diffusion import Diffusion
+    from jointdiff.reconstruct.wiener import Wiener
+
+    sampling = config.sampling
+    methods = [Diffusion(denoiser, sampling.evaluations), Wiener(denoiser)]
+    fields = read_fields(scenes)
+
+    def suite(_config, _denoiser, _kept):
+        return leaving.study(methods, fields, sampling.samples, config.seed)
+
+    _run("leave_one_out", suite, config, denoiser, provenance)

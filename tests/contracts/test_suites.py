@@ -1,0 +1,112 @@
+"""The suites of evaluate: what the command leaves behind, and that it goes on where it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+from astropy.table import Table
+
+from jointdiff import cli, suites
+from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.errors import InputError
+from jointdiff.evaluate import solver_study
+from jointdiff.evaluate.suite import Kept, format_rows, table_of
+from jointdiff.reconstruct.checkpoint import save_denoiser
+from tests.denoisers import DEMO_BANDS, galaxy_prior
+from tests.runs import TINY, make_library, pictures
+
+pytestmark = pytest.mark.usefixtures("own_process")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A tiny run with the model of an untrained network."""
+    folder = make_library(tmp_path_factory.mktemp("run"))
+    prior = galaxy_prior(len(DEMO_BANDS))
+    denoiser = Denoiser(DEMO_BANDS, 0.1, 0.2, len(prior.wavenumbers), (16, 16), 1)
+    denoiser.set_prior(prior)
+    save_denoiser(denoiser.eval(), folder / "model")
+    return folder
+
+
+def evaluate(run: Path, *options: str) -> int:
+    return cli.main(["evaluate", "--config", str(TINY), "--run", str(run), *options])
+
+
+def test_a_suite_leaves_its_table_and_figure_and_goes_on_where_it_was(run, monkeypatch, capsys):
+    monkeypatch.setattr(solver_study, "EVALUATIONS", (3, 4))
+    assert evaluate(run, "--suite", "solver") == 0
+    folder = run / "evaluation" / "solver"
+    told = capsys.readouterr().out
+    assert "CRPS/sd" in told
+    assert (folder / "table.txt").read_text().strip() in told
+    table = Table.read(folder / "table.ecsv", format="ascii.ecsv")
+    assert set(table["solver"]) == {"multistep", "ancestral", "dpm", "heun", "wiener"}
+    assert {(row["solver"], row["evaluations"]) for row in table if row["solver"] == "heun"} == {("heun", 4)}
+    assert table.meta["method"] == "diffusion"
+    assert (folder / "solvers.png").is_file()
+    assert "suites/solver/solvers" in pictures(run)
+    assert not (run / "evaluation" / "scoreboard.txt").exists()
+    (folder / "rows" / "dpm_04.json").unlink()
+    monkeypatch.setattr(solver_study, "EVALUATIONS", (4,))
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "rows").iterdir()}
+    assert evaluate(run, "--suite", "solver") == 0
+    after = {path.name: path.stat().st_mtime_ns for path in (folder / "rows").iterdir()}
+    assert after.items() >= before.items()
+    assert after.keys() - before.keys() == {"dpm_04.json"}
+    monkeypatch.setattr(solver_study, "_score", lambda *_: pytest.fail("made again"))
+    with pytest.raises(BaseException, match="made again"):
+        evaluate(run, "--suite", "solver", "--sampling.samples", "4")
+
+
+def test_every_suite_of_the_command_has_a_function():
+    from typing import get_args
+
+    from jointdiff.config import Suite
+
+    assert {"scoreboard", *suites.SUITES} == set(get_args(Suite))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--suite", "solvers"], "solvers"),
+        (["--suite", "blank", "--leave_one_out", "a.yaml"], "suite is blank, expected scoreboard, which it leaves out"),
+        (["--leave_one_out", "no_such/scene.yaml"], "no_such/scene.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(run, options, told, capsys):
+    assert evaluate(run, *options) == 2
+    line = capsys.readouterr().err
+    assert told in line
+    assert line.count("\n") == 1
+
+
+def test_leave_one_out_of_a_ready_scene(run, capsys):
+    scene = run / "scenes" / "lsst" / "scene.yaml"
+    assert evaluate(run, "--leave_one_out", str(scene), "--sampling.samples", "4") == 0
+    table = Table.read(run / "evaluation" / "leave_one_out" / "table.ecsv", format="ascii.ecsv")
+    assert list(table["band"][table["method"] == "wiener"]) == ["VIS", *"grizy"]
+    assert (run / "evaluation" / "leave_one_out" / "leave_one_out.png").is_file()
+    assert "chi2/N" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"key": "1"}'])
+def test_broken_rows_are_named(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=r"a\.json: not the rows of a suite"):
+        Kept(tmp_path, "1").rows("a", list)
+
+
+def test_rows_of_another_key_are_made_again(tmp_path):
+    assert Kept(tmp_path, "1").rows("a", lambda: [{"x": 1.0}]) == [{"x": 1.0}]
+    assert Kept(tmp_path, "1").rows("a", lambda: pytest.fail("made again")) == [{"x": 1.0}]
+    assert Kept(tmp_path, "2").rows("a", lambda: [{"x": 2.0}]) == [{"x": 2.0}]
+    assert json.loads((tmp_path / "a.json").read_text())["key"] == "2"
+
+
+def test_a_printed_table_leaves_out_what_there_is_not():
+    rows = [{"name": "a", "x": 1.25}, {"name": "long"}]
+    text = format_rows(rows, {"name": ("name", "{}"), "x": ("number", "{:.1f}")})
+    assert text.splitlines() == ["name  number", "------------", "a        1.2", "long"]
+    assert table_of(rows)["x"].tolist()[0] == 1.25

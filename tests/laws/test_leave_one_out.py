@@ -1,0 +1,109 @@
+"""Laws of leaving one observation out: exact posteriors predict it, and data of another colour do not fit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from jointdiff.errors import InputError
+from jointdiff.evaluate import leave_one_out
+from jointdiff.forward import ForwardModel
+from jointdiff.gaussian import apply, field, spectrum
+from jointdiff.io.scene_files import read_field
+from jointdiff.reconstruct.field import PaddedField
+from jointdiff.reconstruct.wiener import Wiener
+from jointdiff.scene import Grid
+from tests.denoisers import untrained
+from tests.observing import BANDS, geometries, observe
+from tests.scene_folders import write_good_scene
+
+TORUS = Grid.centred((48, 48), 0.1)
+
+
+@pytest.mark.parametrize("samples", [8, 31])
+@pytest.mark.parametrize("noise", [0.1, 1.0, 5.0])
+def test_a_perfect_prediction_has_a_chi2_of_one(samples, noise):
+    generator = torch.Generator().manual_seed(0)
+    count = 40_000
+    mean = torch.randn(count, generator=generator)
+    sky = mean + torch.randn(count, generator=generator)
+    models = mean + torch.randn(samples, count, generator=generator)
+    image = sky + noise * torch.randn(count, generator=generator)
+    found = leave_one_out.predictive_chi2(image, torch.full((count,), noise**-2), models)
+    # Satterthwaite's ν is of the variances as estimated: some 2 % off for 8 samples; 40,000 pixels err by a percent.
+    assert found == pytest.approx(1, abs=0.04)
+    narrow = mean + 0.5 * (models - mean)
+    assert leave_one_out.predictive_chi2(image, torch.full((count,), noise**-2), narrow) > found
+
+
+@pytest.fixture(scope="module")
+def skies():
+    """Fields drawn from the prior of a denoiser, seen through three bands: the Wiener filter knows their posterior."""
+    denoiser = untrained([(band.name, band.filter) for band in BANDS])
+    root = torch.linalg.cholesky(denoiser.prior.on(TORUS))
+    fields = []
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        white = torch.randn(1, 3, *TORUS.shape, generator=generator)
+        scene = 3 * field(apply(root, spectrum(white)), TORUS)
+        grids = geometries(TORUS)
+        frames = [
+            observe(b, grids[n], generator, 1, rough=0.0) for b, n in zip(BANDS, ("same", "lsst", "lsst"), strict=True)
+        ]
+        frames = [o.to(torch.float32) for o in frames]
+        images = ForwardModel(TORUS, BANDS, denoiser.target_fwhm, frames)(scene)
+        noisy = [
+            replace(o, image=image + torch.randn(image.shape, generator=generator))
+            for o, image in zip(frames, images, strict=True)
+        ]
+        fields.append(PaddedField(tuple(noisy), TORUS, TORUS, (0, 0)))
+    return Wiener(denoiser), fields
+
+
+def _scores(skies, factor: float) -> tuple[dict[str, float], np.ndarray]:
+    """χ² of each band left out, and the pulls of all sources, with the last band's data multiplied."""
+    method, fields = skies
+    chi2: dict[str, list[float]] = {}
+    pulls = []
+    for number, padded in enumerate(fields):
+        *same, last = padded.observations
+        changed = replace(padded, observations=(*same, replace(last, image=factor * last.image)))
+        for row in leave_one_out.leave_each_out(method, changed, f"sky{number}", 12, 0):
+            if "pull" in row:
+                pulls += [row["pull"]] * (row["band"] == last.band.name)
+            else:
+                chi2.setdefault(row["band"], []).append(row["chi2"])
+    return {band: float(np.mean(values)) for band, values in chi2.items()}, np.array(pulls)
+
+
+@pytest.fixture(scope="module")
+def right(skies):
+    return _scores(skies, 1.0)
+
+
+def test_an_exact_posterior_predicts_what_it_did_not_see(right):
+    """Of the prior's own skies: χ² of neighbouring pixels is correlated, some 40 modes a band and sky are not."""
+    chi2, pulls = right
+    assert all(value == pytest.approx(1, abs=4 * np.sqrt(2 / 160)) for value in chi2.values()), chi2
+    assert len(pulls) > 20
+    assert np.median(np.abs(pulls)) == pytest.approx(0.7, abs=4 * 1.2 / np.sqrt(len(pulls)))
+
+
+def test_data_of_another_colour_do_not_fit(skies, right):
+    (fit, fits), (wrong, pulls) = right, _scores(skies, 1.6)
+    assert wrong["i"] > 1.3 * fit["i"]
+    assert np.median(np.abs(pulls)) > 1.5 * np.median(np.abs(fits))
+
+
+def test_the_study_of_a_field_from_its_file(tmp_path):
+    denoiser = untrained([(band.name, band.filter) for band in BANDS])
+    scene = read_field(write_good_scene(tmp_path))
+    outcome = leave_one_out.study([Wiener(denoiser)], [scene], 5, 0)
+    assert set(outcome.table["band"]) == {o.band.name for o in scene.observations}
+    assert set(outcome.figures) == {"leave_one_out"}
+    with pytest.raises(InputError, match=r"sampling\.samples is 3, expected at least 4"):
+        leave_one_out.study([Wiener(denoiser)], [scene], 3, 0)
+    alone = replace(scene, observations=scene.observations[:1])
+    with pytest.raises(InputError, match=f"one observation, expected at least two.*{scene.path}"):
+        leave_one_out.study([Wiener(denoiser)], [alone], 5, 0)
