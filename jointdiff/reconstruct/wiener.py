@@ -10,9 +10,9 @@ from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor,
 from jointdiff.scene import Grid, Observation
 
 TOLERANCE, MAX_STEPS = 0.01, 200
-"""Of conjugate gradients, in posterior standard deviations rms over all modes. The few modes behind a mask are the last
-to come: behind a star's, fluxes covered the truth in 63 % of cases instead of 69 % with 0.03, in 67 % with this. Float32
-ends at 0.003."""
+"""Of conjugate gradients, in posterior standard deviations rms over all modes. The few modes behind a mask are the
+last to come: behind a star's, fluxes covered the truth in 63 % of cases instead of 69 % with 0.03, in 67 % with this.
+Float32 ends at 0.003."""
 
 CONVERGED = 0.1
 """Error of the mean, in posterior standard deviations, that is accepted without a warning."""
