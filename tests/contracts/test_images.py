@@ -108,8 +108,8 @@ def test_images_to_a_trained_model(source, folder, real_data, tmp_path):
     if not images.is_dir():
         pytest.skip(f"no images: {images} is absent")
     run = tmp_path / "run"
-    options = ["--library.source", source, "--library.images", str(images), "--library.image_fraction", "0.5"]
-    options += ["--library.count", "60", "--library.magnitudes", "[19,26.5]", "--library.workers", "1"]
+    options = ["--library.source", source, "--library.images", str(images), "--library.image_fraction", "0.3"]
+    options += ["--library.count", "60", "--scene.geometries", "[lsst]", "--calibration.scenes", "0"]
     simulate = ["simulate", "--config", str(TINY), "--run", str(run), *options]
     assert cli.main(simulate) == 0
     entries = [entry for record in read_index(run / "library")["shards"] for entry in record["entries"]]
@@ -117,14 +117,16 @@ def test_images_to_a_trained_model(source, folder, real_data, tmp_path):
     for entry in entries:
         if "group" in entry:
             pictured.setdefault(entry["group"], set()).add(entry["split"])
-    assert sum("group" in entry for entry in entries) >= 10
+    assert sum("group" in entry for entry in entries) >= 6
     assert all(len(splits) == 1 for splits in pictured.values())
     assert {entry["split"] for entry in entries} == {"train", "validation", "test"}
+    assert np.isfinite([entry["mag_VIS"] for entry in entries]).all()
+    other = tiny_config(run, *options, "--library.image_fraction", "0.25")
+    with pytest.raises(InputError, match=r"library\.image_fraction is 0\.25, expected 0\.3 as in"):
+        build.simulator(other, "train")
+    if source == "cosmos":  # one training is enough: the libraries are of one format
+        return
     assert finish(start(run, *options, "--training.steps", "2", "--training.checkpoint_every", "2")) == 0, (
         run / "output.txt"
     ).read_text()
     assert (run / "model" / "model.safetensors").is_file()
-    other = cli.parse("train", [*simulate[1:], "--library.image_fraction", "0.25"])
-    with pytest.raises(InputError, match=r"library\.image_fraction is 0\.25, expected"):
-        build.simulator(other, "train")
-    assert np.isfinite([entry["mag_VIS"] for entry in entries]).all()
