@@ -110,7 +110,7 @@ def test_another_library_is_refused(run, refuse, options, told):
             ["--bands", "[VIS,u]", "--filters.u", "cfht-u"],
             "bands is ['VIS', 'u'], expected VIS and some of g, r, i, z, y, which scene.geometries hsc observes",
         ),
-        (["--filters.g", "sdss-g"], "filters.g is sdss-g, expected one of VIS, cfht-u, "),
+        (["--filters.g", "wfc-g"], "filters.g is wfc-g, expected one of VIS, cfht-u, "),
     ],
 )
 def test_bands_that_cannot_be_simulated_are_refused_before_work(command, options, told, tmp_path, refuse):
