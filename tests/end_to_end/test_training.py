@@ -124,7 +124,7 @@ def test_each_validation_leaves_its_catalog(runs):
     assert catalog.meta["CKPTSHA"] == fingerprint(runs[0] / "model"), "the last validation is of the model that is left"
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"cut"}
     for part in (folder, folder / "cut"):
-        assert {path.suffix for path in part.iterdir() if path.is_file()} == {".fits", ".png"}
+        assert {path.suffix for path in part.iterdir() if path.is_file()} == {".ecsv", ".fits", ".png"}
 
 
 def test_an_evaluation_scores_raw_and_scaled_errors(runs, tmp_path, capsys, own_process):
