@@ -187,7 +187,7 @@ def validations(config: Config, split: str, whole: int, cut: int, samples: int, 
     }
 
 
-def _validation(config: Config, split: str, scenes: int, width: int, purpose: str, samples: int, device, baselines):
+def _validation(config: Config, split: str, scenes: int, width: int, purpose: str, samples: int, device, baselines=()):
     """Scenes with margins of ``width`` pixels, alternating over the ground geometries."""
     from jointdiff.evaluate.validation import Validation
 

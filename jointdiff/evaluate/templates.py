@@ -41,12 +41,11 @@ class Photometry:
         if count == 0:  # an empty sky, of which a transform fails
             return cls(templates, *(torch.zeros(0, n, dtype=torch.float64) for n in (channels, 0)))
         single = torch.einsum("kchw,cd->kcdhw", templates, torch.eye(channels).to(templates)).flatten(0, 1)
-        weighted = [
-            (o.ivar[0].sqrt() * image).flatten(1).double() for o, image in zip(observations, model(single), strict=True)
-        ]
-        design = torch.cat(weighted, 1)
-        data = torch.cat([torch.where(o.ivar > 0, o.ivar.sqrt() * o.image, 0.0).flatten() for o in observations])
-        normal, right = design @ design.T, design @ data.double()
+        observations = [o.to(torch.float64) for o in observations]
+        light = [image.double() for image in model(single)]  # M: an image for each flux
+        weighed = [o.weigh(image).flatten(1) for o, image in zip(observations, light, strict=True)]  # N⁻¹ M
+        normal = torch.stack([w @ m.flatten(1).T for w, m in zip(weighed, light, strict=True)]).sum(0)
+        right = torch.stack([w @ o.image.flatten() for w, o in zip(weighed, observations, strict=True)]).sum(0)
         scale = normal.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
         values, vectors = torch.linalg.eigh(scale[:, None] * normal * scale)
         told = values > _LEAST * values.max()

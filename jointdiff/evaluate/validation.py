@@ -192,7 +192,7 @@ class Validation:
 
 
 def table(report: Report) -> str:
-    """The printed scoreboard: METHOD beside the joint Wiener filter and what else was compared; below it METHOD's errors against their bars."""
+    """The printed scoreboard: METHOD beside the Wiener filter and others; below it METHOD's errors and their bars."""
     return f"{format_table(report.scores, report.sources.names)}\n\n{format_bars(report.bars)}"
 
 

@@ -40,11 +40,9 @@ class PointEstimate(Reconstructor):
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
         estimate = self.estimator(observations, grid)
         images = [o.image for o in observations]
-        sigmas = [torch.where(o.ivar > 0, o.ivar.rsqrt(), 0.0) for o in observations]
         mean = estimate(images)[0]
         samples = []
         for numbers in chunks(count, CHUNK):
             noise = stream.normal(numbers, [image.shape[1:] for image in images], mean)
-            again = [i + sigma * white for i, sigma, white in zip(images, sigmas, noise, strict=True)]
-            samples.append(estimate(again))
+            samples.append(estimate([o.image + o.noise(white) for o, white in zip(observations, noise, strict=True)]))
         return Draws(torch.cat(samples), mean)

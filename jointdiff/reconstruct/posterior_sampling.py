@@ -25,7 +25,8 @@ from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.diffusion.guidance import Factorized, Guess, divided
 from jointdiff.diffusion.sampler import REACH, column
 from jointdiff.diffusion.symmetry import Symmetry
-from jointdiff.gaussian import conjugate_gradient, evidence_amplitude, field, solve, spectrum
+from jointdiff.gaussian import evidence_amplitude, field, solve, spectrum
+from jointdiff.linear import conjugate_gradient
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.scene import Grid, Observation
 
@@ -113,7 +114,7 @@ class DPS(PosteriorSampling):
 
     def led(self, guided: Factorized, x_t: Tensor, sigma: Tensor, rho: Tensor, seen: Sequence[Symmetry]) -> Tensor:
         guess = guided.guess(x_t, sigma, seen)
-        precision = guided.model.precision([o.ivar for o in guided.data])
+        precision = guided.model.precision(guided.data)
         products = torch.cholesky_inverse(guess.prior.lower) * precision  # whose sums are traces, at least the norms
         bound = products.sum((-2, -1)).amax((-2, -1))
         step = self.zeta / column(bound) * covariance(guided, guess, guided.force(guess))
@@ -133,8 +134,8 @@ class PiGDM(PosteriorSampling):
         guess = guided.guess(x_t, sigma, seen)
         known = (guided.prior.modes[0].amax((1, 2, 3))).square()
         inverse = column(1 / known + 1 / sigma.square())  # r⁻²
-        model, ivars = guided.model, [o.ivar for o in guided.data]
-        stationary = model.precision(ivars) + inverse.unsqueeze(-1) * torch.eye(x_t.shape[1]).to(x_t)
+        model, data = guided.model, guided.data
+        stationary = model.precision(data) + inverse.unsqueeze(-1) * torch.eye(x_t.shape[1]).to(x_t)
         lower = torch.linalg.cholesky(stationary)
 
         def precondition(w: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class PiGDM(PosteriorSampling):
         force = guided.force(guess)
         # Aᵀ v, as (I/r² + Aᵀ N⁻¹ A)⁻¹ Aᵀ N⁻¹ (y − A D)/r²: masked pixels are then no trouble.
         back = conjugate_gradient(
-            lambda w: model.normal(w, ivars) + inverse * w, precondition, force, precondition(force), 0.01, 50
+            lambda w: model.normal(w, data) + inverse * w, precondition, force, precondition(force), 0.01, 50
         )
         return guess.denoised + covariance(guided, guess, inverse * back)
 

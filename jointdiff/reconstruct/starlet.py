@@ -98,7 +98,7 @@ class Starlet(PointEstimate):
         return float(chi2.isf(2 * norm.sf(self.sigmas), len(self.denoiser.bands) if self.joint else 1)) ** 0.5
 
     def estimator(self, observations: Sequence[Observation], grid: Grid) -> Estimator:
-        problem = Blobs(self.denoiser.forward_model(observations, grid), [o.ivar for o in observations], self.scales)
+        problem = Blobs(self.denoiser.forward_model(observations, grid), observations, self.scales)
         generator = torch.Generator().manual_seed(0)
         like = observations[0].image
         start = torch.randn(1, self.scales, len(self.denoiser.bands), *grid.shape, generator=generator).to(like)
@@ -127,16 +127,16 @@ class Starlet(PointEstimate):
 class Blobs:
     """The dictionary of normalised blobs on a grid, seen by a model: β (S, J, C, H, W), without units.
 
-    ivars: (1, h, w) for each observation. steps: (J, 1, 1, 1), what a gradient may be followed by at each size, from
-    the sums of the rows of the operator, which bound it; small blobs overlap few others, and may take longer steps.
+    observations: (B = 1), whose noise is the unit. steps: (J, 1, 1, 1), how far to follow a gradient at each size, from
+    the sums of the rows of the operator, which bound it: small blobs overlap few others, and may take longer steps.
     """
 
-    def __init__(self, model: ForwardModel, ivars: Sequence[Tensor], scales: int):
-        self._model, self._ivars, grid = model, list(ivars), model.grid
-        like = self._ivars[0]
+    def __init__(self, model: ForwardModel, observations: Sequence[Observation], scales: int):
+        self._model, self._observations, grid = model, list(observations), model.grid
+        like = observations[0].ivar
         target = gaussian_transfer(grid, model.target_fwhm)
         atoms = torch.as_tensor(target * splines(grid, scales)).to(like)
-        precision = model.precision(self._ivars)[0].diagonal(dim1=-2, dim2=-1)  # (H, W//2 + 1, C)
+        precision = model.precision(observations)[0].diagonal(dim1=-2, dim2=-1)  # (H, W//2 + 1, C)
         weights = torch.as_tensor(half_plane_weights(grid)).to(like) / (grid.shape[0] * grid.shape[1])
         noise = torch.einsum("jhw,w,hwc->jc", atoms.square(), weights, precision).sqrt()  # of an atom's gradient
         self._atoms = atoms.unsqueeze(1) / noise[..., None, None]  # (J, C, H, W//2 + 1)
@@ -152,9 +152,8 @@ class Blobs:
 
     def adjoint(self, images: Sequence[Tensor]) -> Tensor:
         """(N^{-1/2} A D)ᵀ N^{-1/2} y of images (S, h, w)."""
-        weighted = [torch.where(v > 0, v * i, 0.0) for v, i in zip(self._ivars, images, strict=True)]
-        return self._back(self._model.adjoint(weighted))
+        return self._back(self._model.adjoint([o.weigh(i) for o, i in zip(self._observations, images, strict=True)]))
 
     def normal(self, beta: Tensor) -> Tensor:
         """(N^{-1/2} A D)ᵀ N^{-1/2} A D β."""
-        return self._back(self._model.normal(self.sky(beta), self._ivars))
+        return self._back(self._model.normal(self.sky(beta), self._observations))

@@ -175,7 +175,7 @@ def test_blobs_are_measured_in_units_of_their_noise():
     """The gradient of pure noise has unit variance at every size and in every band; and its transpose is exact."""
     generator = torch.Generator().manual_seed(0)
     observations = blank_survey(1)
-    blobs = Blobs(ForwardModel(TORUS, BANDS, 0.2, observations), [o.ivar for o in observations], 3)
+    blobs = Blobs(ForwardModel(TORUS, BANDS, 0.2, observations), observations, 3)
     noise = [o.ivar.rsqrt() * torch.randn(40, *o.image.shape[1:], dtype=torch.float64, generator=generator)
              for o in observations]  # fmt: skip
     found = blobs.adjoint(noise)
@@ -192,7 +192,7 @@ def test_blobs_are_measured_in_units_of_their_noise():
 def test_steps_of_all_sizes_are_bounded_by_the_operator():
     """‖√s M √s‖ ≤ 1, and not by much: the sums of rows are nearly reached."""
     observations = blank_survey(1)
-    blobs = Blobs(ForwardModel(TORUS, BANDS, 0.2, observations), [o.ivar for o in observations], 4)
+    blobs = Blobs(ForwardModel(TORUS, BANDS, 0.2, observations), observations, 4)
     root = blobs.steps.sqrt()
     start = torch.randn(1, 4, 3, *TORUS.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert 0.5 < operator_norm(lambda b: root * blobs.normal(root * b), start, 100) <= 1

@@ -41,7 +41,7 @@ def _parts(guided, prior, x_t, sigma):
     """D (B, C, H, W), C and Aᵀ N⁻¹ A of each frequency, and Aᵀ N⁻¹ (y − A D), all from the oracle."""
     mean, covariance = prior.moments(x_t, sigma)
     denoised = field(mean, TORUS)
-    data = guided.model.precision([o.ivar for o in guided.data])
+    data = guided.model.precision(guided.data)
     return denoised, covariance.real, data, guided.force(guided.guess(x_t, sigma))
 
 
