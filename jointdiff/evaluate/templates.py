@@ -45,7 +45,8 @@ class Photometry:
         light = [image.double() for image in model(single)]  # M: an image for each flux
         weighed = [o.weigh(image).flatten(1) for o, image in zip(observations, light, strict=True)]  # N⁻¹ M
         normal = torch.stack([w @ m.flatten(1).T for w, m in zip(weighed, light, strict=True)]).sum(0)
-        right = torch.stack([w @ o.image.flatten() for w, o in zip(weighed, observations, strict=True)]).sum(0)
+        images = [o.image.where(o.ivar > 0, 0.0).flatten() for o in observations]  # masked pixels may be NaN
+        right = torch.stack([w @ image for w, image in zip(weighed, images, strict=True)]).sum(0)
         scale = normal.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
         values, vectors = torch.linalg.eigh(scale[:, None] * normal * scale)
         told = values > _LEAST * values.max()
