@@ -174,23 +174,26 @@ PREFIXES = {WHOLE: "", CUT: "validation_cut/"}
 """What a suite's tags in TensorBoard begin with."""
 
 
-def validations(config: Config, split: str, whole: int, cut: int, samples: int, device="cpu") -> dict:
-    """Suite → Validation on so many complete scenes of galaxies outside training; none for a suite without scenes."""
+def validations(config: Config, split: str, whole: int, cut: int, samples: int, device="cpu", baselines=()) -> dict:
+    """Suite → Validation on so many complete scenes of galaxies outside training; none for a suite without scenes.
+
+    baselines: what to compare with, beside the joint Wiener filter.
+    """
     suites = {WHOLE: (whole, 0, split), CUT: (cut, margin_pixels(config), f"{split}, cut")}
     return {
-        suite: _validation(config, split, scenes, width, purpose, samples, device)
+        suite: _validation(config, split, scenes, width, purpose, samples, device, baselines)
         for suite, (scenes, width, purpose) in suites.items()
         if scenes
     }
 
 
-def _validation(config: Config, split: str, scenes: int, width: int, purpose: str, samples: int, device):
+def _validation(config: Config, split: str, scenes: int, width: int, purpose: str, samples: int, device, baselines=()):
     """Scenes with margins of ``width`` pixels, alternating over the ground geometries."""
     from jointdiff.evaluate.validation import Validation
 
     lots = simulators(config, split, scenes, width, purpose, device)
     mocks = [source.draw(count, seed) for source, count, seed in lots]
-    return Validation(mocks, lots[0][0].grid, width, samples, config.sampling.evaluations, config.seed)
+    return Validation(mocks, lots[0][0].grid, width, samples, config.sampling.evaluations, config.seed, baselines)
 
 
 def simulators(config: Config, split: str, scenes: int, width: int, purpose: str, device="cpu") -> list:

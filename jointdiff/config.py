@@ -9,7 +9,7 @@ from typing import Literal
 
 from jointdiff import build
 from jointdiff.errors import InputError
-from jointdiff.settings import Config, require
+from jointdiff.settings import Config, Method, require
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ReconstructConfig:
 
     scene: tuple[str, ...] = ()
     output: str = ""
-    method: Literal["diffusion", "wiener"] = "diffusion"
+    method: Method = "diffusion"
     mode: Literal["amortized", "factorized", "both"] = "amortized"
     num_samples: int = 32
     evaluations: int = 8
@@ -46,7 +46,7 @@ class ReconstructConfig:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.num_samples >= 2, "num_samples", self.num_samples, "at least 2, whose scatter is the error")
         require(self.evaluations >= 3, "evaluations", self.evaluations, "at least 3")
-        expected = "amortized with method wiener, whose prior is the same for all the data"
+        expected = f"amortized with method {self.method}: the other modes are of method diffusion"
         require(self.method == "diffusion" or self.mode == "amortized", "mode", self.mode, expected)
 
 

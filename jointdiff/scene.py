@@ -123,10 +123,12 @@ class Observation:
 
     def weighed_noise(self, white: Tensor) -> Tensor:
         """N⁻¹ of a draw of the noise, which has covariance N⁻¹, from white noise (B, h, w)."""
-        if self.correlation is None:
-            return self.ivar.sqrt() * white
+        return self.ivar.sqrt() * white if self.correlation is None else self.weigh(self.noise(white))
+
+    def noise(self, white: Tensor) -> Tensor:
+        """A draw of the noise, of covariance N, from white noise (B, h, w), nJy per pixel; zero where masked."""
         deviation = self.ivar.rsqrt().where(self.ivar > 0, 0.0)
-        return self.weigh(deviation * convolved(white, self.correlation.sqrt()))
+        return deviation * (white if self.correlation is None else convolved(white, self.correlation.sqrt()))
 
     def to(self, *args) -> "Observation":
         moved = replace(self, frame=self.frame.to(*args), image=self.image.to(*args), ivar=self.ivar.to(*args))

@@ -11,6 +11,23 @@ from jointdiff.errors import InputError
 
 Geometry = Literal["lsst", "hsc", "mer"]
 Precision = Literal["auto", "no", "bf16"]
+Baseline = Literal[
+    "wiener-band",
+    "richardson-lucy",
+    "isra",
+    "starlet",
+    "dps",
+    "dps-vis",
+    "pigdm",
+    "pigdm-vis",
+    "mmps",
+    "mmps-vis",
+]
+"""Methods to compare with (METHOD section 11)."""
+Method = Literal["diffusion", "wiener", Baseline]
+"""How to reconstruct."""
+Compared = Literal[Baseline, "templates", "oracle"]
+"""What a scoreboard can hold beside our own method and the joint Wiener filter: two of them are photometry alone."""
 
 
 def require(condition: bool, key: str, value: object, expected: str) -> None:
@@ -205,12 +222,14 @@ class SamplingConfig:
         cut_scenes: Scenes beside them whose edge cuts sources, as a real field's does; 0 for none.
         samples: Samples per scene; 31 makes ranks easy.
         evaluations: Evaluations of the network per sample.
+        baselines: Methods to compare with, beside the joint Wiener filter.
     """
 
     scenes: int = 48
     cut_scenes: int = 24
     samples: int = 15
     evaluations: int = 8
+    baselines: tuple[Compared, ...] = ()
 
     def __post_init__(self) -> None:
         positive(self, "sampling.", "scenes")

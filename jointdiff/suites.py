@@ -23,9 +23,9 @@ def scoreboard(config: Config, denoiser, provenance: dict[str, object], calibrat
     key = _key(config, provenance, calibration=calibration.sha256)
     if not (done.is_file() and done.read_text().startswith(key)):
         sampling, tables, device = config.sampling, [], denoiser.wavenumbers.device
-        whole_and_cut = (sampling.scenes, sampling.cut_scenes)
+        counts = (sampling.scenes, sampling.cut_scenes, sampling.samples)
         with _log(config, "evaluation") as writer:
-            for suite, trials in build.validations(config, "test", *whole_and_cut, sampling.samples, device).items():
+            for suite, trials in build.validations(config, "test", *counts, device, sampling.baselines).items():
                 report = trials.run(denoiser, progress=True, calibration=calibration)
                 figures = trials.figures(report)
                 validation.write(report, figures, done.parent / build.FOLDERS[suite], provenance)

@@ -47,6 +47,20 @@ class Convergence:
         return not any(bool(failed.any()) for failed in self.failed)
 
 
+@dataclass(frozen=True)
+class Guess:
+    """What is known of a sky at one x_t without the data that lead it.
+
+    prior: the Gaussian p(x | x_t, what is known). denoised: D (B, C, H, W). misfit: y − A D (B, h, w) of each
+    observation that leads. widening: w → (C − S) w, or None where D is that Gaussian's mean.
+    """
+
+    prior: Conditional
+    denoised: Tensor
+    misfit: list[Tensor]
+    widening: Callable[[Tensor], Tensor | None]
+
+
 def divided(observations: Sequence[Observation], label: str = "scene") -> tuple[list[Observation], list[Observation]]:
     """What was seen of VIS, and of the ground's bands. Raises InputError, naming the field, where either is nothing."""
     present = [o for o in observations if bool(o.present.all())]
@@ -67,7 +81,8 @@ class Factorized:
     106, 1602.) Conjugate gradients solve it for C = S, and from there GMRES for C: C w is a vector–Jacobian product,
     and a network's C is not symmetric. Where GMRES fails, S stands in for C.
 
-    vis: the Gaussian posterior of VIS alone; residual: D − μ about it, of (x_t, σ, symmetries), differentiable in x_t.
+    vis: the Gaussian posterior of VIS alone, or of what else the network sees; residual: D − μ about it, of (x_t, σ,
+    symmetries), differentiable in x_t.
     posterior: the Gaussian posterior of all data, of the same amplitude; the sampler integrates about it. model,
     ground: the ground data.
     tolerance: error of δ, rms over all modes in posterior standard deviations; the few that the ground tells of may
@@ -85,8 +100,8 @@ class Factorized:
         steps: int = 30,
     ):
         self.posterior, self.convergence = posterior, Convergence()
-        self._residual, self._vis = residual, vis
-        self._model, self._ground = model, ground
+        self._residual, self.prior = residual, vis
+        self.model, self.data = model, ground
         self._tolerance, self._steps = tolerance, steps
 
     @classmethod
@@ -96,10 +111,26 @@ class Factorized:
         All but the network is in double precision: bright sources leave float32 short of the tolerance.
         Raises InputError where VIS, or every other band, was not observed.
         """
-        vis, ground = divided(observations)
-        conditioning = denoiser.condition(vis, grid)
+        return cls.between(denoiser, *divided(observations), grid)
+
+    @classmethod
+    def between(
+        cls,
+        denoiser: Denoiser,
+        known: Sequence[Observation],
+        led: Sequence[Observation],
+        grid: Grid,
+        amplitude: Tensor | None = None,
+        tolerance: float = 0.01,
+        steps: int = 30,
+    ) -> "Factorized":
+        """The denoiser sees what is ``known``; the likelihood of what has ``led`` does the rest.
+
+        amplitude: (1,), where what is known does not tell it, because it is all masked. tolerance, steps: of GMRES.
+        """
+        conditioning = denoiser.condition(known, grid, amplitude)
         single, amplitude = conditioning.posterior.mean.dtype, conditioning.posterior.amplitude.double()
-        vis, ground = ([o.to(torch.float64) for o in seen] for seen in (vis, ground))
+        known, led = ([o.to(torch.float64) for o in seen] for seen in (known, led))
         gamma = denoiser.prior.on(grid).double()
 
         def posterior(seen: Sequence[Observation]) -> GaussianPosterior:
@@ -108,36 +139,45 @@ class Factorized:
         def residual(x_t: Tensor, sigma: Tensor, symmetries: Sequence[Symmetry]) -> Tensor:
             return denoiser.correction(x_t.to(single), sigma.to(single), conditioning, symmetries).double()
 
-        prior, full = posterior(vis), posterior([*vis, *ground])
-        return cls(residual, prior, full, denoiser.forward_model(ground, grid), ground)
+        prior, full = posterior(known), posterior([*known, *led])
+        return cls(residual, prior, full, denoiser.forward_model(led, grid), led, tolerance, steps)
 
-    def residual(self, x_t: Tensor, sigma: Tensor, symmetries: Sequence[Symmetry] = ()) -> Tensor:
-        """D′ − μ (B, C, H, W) about ``posterior``, for x_t (B, C, H, W) at σ (B,), or (1,) for samples of one sky."""
+    def guess(self, x_t: Tensor, sigma: Tensor, symmetries: Sequence[Symmetry] = ()) -> Guess:
+        """What is known without the data that lead: D, the force of those data on it, and C − S."""
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
             correction = self._residual(x_t, sigma, symmetries)
-        prior, full = self._vis.given(x_t.detach(), sigma), self.posterior.given(x_t.detach(), sigma)
+        prior = self.prior.given(x_t.detach(), sigma)
         denoised = prior.mean + correction.detach()
-        misfit = [o.weigh(o.image - seen) for o, seen in zip(self._ground, self._model(denoised), strict=True)]
-        force = self._model.adjoint(misfit)  # Aᵀ N⁻¹ (y − A D)
+        misfit = [o.image - seen for o, seen in zip(self.data, self.model(denoised), strict=True)]
 
-        def widening(w: Tensor) -> Tensor | None:  # (C − S) w
+        def widening(w: Tensor) -> Tensor | None:
             if not correction.requires_grad:
                 return None
             (product,) = torch.autograd.grad(correction, x_t, w, retain_graph=True)
             return column(sigma.square()) * product
 
+        return Guess(prior, denoised, misfit, widening)
+
+    def force(self, guess: Guess) -> Tensor:
+        """Aᵀ N⁻¹ (y − A D)."""
+        return self.model.adjoint([o.weigh(left) for o, left in zip(self.data, guess.misfit, strict=True)])
+
+    def residual(self, x_t: Tensor, sigma: Tensor, symmetries: Sequence[Symmetry] = ()) -> Tensor:
+        """D′ − μ (B, C, H, W) about ``posterior``, for x_t (B, C, H, W) at σ (B,), or (1,) for samples of one sky."""
+        guess, full = self.guess(x_t, sigma, symmetries), self.posterior.given(x_t.detach(), sigma)
+        prior, force = guess.prior, self.force(guess)
         gaussian = self._gaussian_shift(force, prior, full)
-        shift, error = self._shift(widening, force, prior, full, gaussian)
+        shift, error = self._shift(guess.widening, force, prior, full, gaussian)
         failed = ~(error <= self._tolerance)  # NaN too
         shift = torch.where(failed.view(-1, 1, 1, 1), gaussian, shift)
         self.convergence.errors.append(error)
         self.convergence.failed.append(failed)
-        return denoised + shift - full.mean
+        return guess.denoised + shift - full.mean
 
     def _precision(self, x: Tensor) -> Tensor:
         """Aᵀ N⁻¹ A x of the ground data."""
-        return self._model.normal(x, self._ground)
+        return self.model.normal(x, self.data)
 
     def _precise(self, x: Tensor, prior: Conditional) -> Tensor:
         """S⁻¹ x, of VIS and x_t."""

@@ -51,6 +51,12 @@ def colour_error(estimate: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.diff(-units.magnitude(estimate) + units.magnitude(truth), axis=-1)
 
 
+def efficiency(error: np.ndarray, limit: np.ndarray, deviation: np.ndarray) -> float:
+    """η = NMAD²(limit/σ) / NMAD²(error/σ), (N,) each: the limit's variance over a method's, in the limit's own σ."""
+    ours = nmad(error / deviation)
+    return (nmad(limit / deviation) / ours) ** 2 if ours else math.nan
+
+
 def image_norms(estimate: np.ndarray, truth: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
     """Σ(x̂ - x)² and Σx² per band, (2, C), of one scene (C, H, W), where weight (H, W) is positive."""
     used = np.ones(truth.shape[-2:], dtype=bool) if weight is None else np.asarray(weight) > 0

@@ -19,9 +19,10 @@ COLUMNS = (
     ("CRPS nJy", "crps", "{:.2f}"),
     ("CRPS/sd", "crps_relative", "{:.3f}"),
     ("chi2/N", "chi2", "{:.3f}"),
+    ("efficiency", "efficiency", "{:.2f}"),
     ("sources", "sources", "{:.0f}"),
 )
-"""Heading, number and format."""
+"""Heading, number and format. A column without numbers is left out."""
 
 _WIDTH = 10
 _SCALED = "  scaled"
@@ -45,7 +46,9 @@ def format_table(scores: Scores, bands: Sequence[str], reference: str = REFERENC
     methods = list(scores)
     edge = [band + EDGE for band in bands if band + EDGE in scores[methods[0]]]
     rows = [row for name in [*bands, *edge] for row in _band_rows(scores, name, reference)]
-    header = ("band", "method", [title for title, *_ in COLUMNS])
+    used = [i for i in range(len(COLUMNS)) if any(cells[i] for *_, cells in rows)]
+    rows = [(name, method, [cells[i] for i in used]) for name, method, cells in rows]
+    header = ("band", "method", [COLUMNS[i][0] for i in used])
     first, second = (max(len(row[i]) for row in [header, *rows]) + 1 for i in (0, 1))
     lines = [
         (name.ljust(first) + method.ljust(second) + "".join(cell.rjust(_WIDTH) for cell in cells)).rstrip()

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from jointdiff.evaluate import accuracy, calibration
-from jointdiff.evaluate.sources import Measured, Sources
+from jointdiff.evaluate.sources import ORACLE, Measured, Sources
 
 MIN_SNR = 5.0
 """Relative flux errors are scored for sources this significant in the reference; all else for every source."""
@@ -17,7 +17,7 @@ SCALED = "_scaled"
 """Ending of a number of the errors as scaled by the calibration, beside that of the raw ones."""
 
 INTERVALS = (
-    *("flux_bias", "flux_bias_wide", "pull_median", "pull_width", "coverage"),
+    *("flux_bias", "flux_bias_wide", "pull_median", "pull_width", "coverage", "efficiency"),
     *("pull_width" + SCALED, "coverage" + SCALED),
 )
 """Numbers that have a 95 % interval, …_low and …_high."""
@@ -73,7 +73,8 @@ def score(sources: Sources, rng: np.random.Generator) -> Scores:
     """Per method and band: image error, aperture flux bias, scatter, pulls, coverage, CRPS (nJy), residual χ²/N.
 
     Beside the bands: neighbouring colours (mag) and r50, e1, e2. INTERVALS and RATIOS have 95 % bootstrap intervals
-    over scenes. wide: the aperture of 1″; scatter, biases and outliers: sources above MIN_SNR. Sources at the edge of
+    over scenes. wide: the aperture of 1″; scatter, biases and outliers: sources above MIN_SNR. efficiency: ORACLE's
+    variance over a method's, for the same, where ORACLE is compared. Sources at the edge of
     the scored core have rows of their own, "g edge", and count in no other.
     """
     draws = accuracy.Resamples(sources.scenes, len(sources.found), rng)
@@ -151,6 +152,11 @@ def _flux_statistics(
     }
     found = {key: Statistic(f, arrays, bright, draws.by_source) for key, (f, arrays) in relative.items()}
     found |= spread_statistics(samples, truth, measured.stretch[:, band], group, draws, rng)
+    if ORACLE in sources.estimates:
+        limit = sources.estimates[ORACLE]
+        deviation = limit.samples[..., band].std(0, ddof=1)
+        errors = measured.point[:, band] - truth, limit.point[:, band] - truth, deviation
+        found["efficiency"] = Statistic(accuracy.efficiency, errors, bright & (deviation > 0), draws.by_source)
     # In units of the reference's posterior deviation of each source, faint and bright ones count alike.
     deviation = sources.estimates[sources.reference].samples[..., band].std(0, ddof=1)
     found["crps_relative"] = Statistic(_mean, (found["crps"].arrays[0] / deviation,), group, draws.by_source)
@@ -205,6 +211,8 @@ def _covered(
 def _image_statistics(
     sources: Sources, measured: Measured, band: int, draws: accuracy.Resamples
 ) -> dict[str, Statistic]:
+    if np.isnan(measured.norms).any():  # photometry only
+        return {}
     norms, every = (measured.norms[..., band : band + 1],), np.ones_like(sources.found)
     return {
         "image_error": Statistic(lambda n: float(accuracy.image_error(n)[0]), norms, every, draws.by_scene),

@@ -22,16 +22,23 @@ from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.measure.shapes import half_light_radius
 
 REFERENCE = "wiener"
+ORACLE = "oracle"
+"""Photometry with the true shapes: the limit that ``efficiency`` is over."""
+
 APERTURE, WIDE_APERTURE = 0.5, 1.0
 """Radii of the scored apertures, arcsec."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One method's answer for one scene: samples (S, C, H, W) and mean (C, H, W), nJy per pixel."""
+    """One method's answer for one scene: samples (S, C, H, W) and mean (C, H, W), nJy per pixel.
+
+    photometry_only: its images hold fluxes alone; their shapes were given to the method, and are not scored.
+    """
 
     samples: Tensor
     mean: Tensor
+    photometry_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,13 +167,14 @@ def _measure(
     narrow, wide = (aperture_map(segments.x, segments.y, r / scale, shape) for r in (APERTURE, WIDE_APERTURE))
     measured = measure_images(estimate.samples, names, segments, sizes, scale, APERTURE)
     mean = estimate.mean.cpu()
+    scored = np.nan if estimate.photometry_only else 1.0
     return Measured(
         fluxes(mean, narrow).numpy(),
         fluxes(mean, wide).numpy(),
         measured.aperture,
-        measured.r50,
-        measured.shape,
-        accuracy.image_norms(mean.numpy(), scene.truth.cpu().numpy(), scene.weight)[None],
+        scored * measured.r50,
+        scored * measured.shape,
+        scored * accuracy.image_norms(mean.numpy(), scene.truth.cpu().numpy(), scene.weight)[None],
         _residuals(estimate, scene.data, len(names))[None],
         *_stretches(measured.aperture, names, errors),
     )

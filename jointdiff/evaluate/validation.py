@@ -16,12 +16,14 @@ from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
 from jointdiff.evaluate.report import format_table
 from jointdiff.evaluate.score_figures import PALETTE, binned_figure, photometry_figure
 from jointdiff.evaluate.scores import Binned, Scores, score, score_by
-from jointdiff.evaluate.sources import Estimate, ScoredScene, Sources, measure_scenes
+from jointdiff.evaluate.sources import ORACLE, Estimate, ScoredScene, Sources, measure_scenes
+from jointdiff.evaluate.templates import Templates, oracle
 from jointdiff.io.atomic import atomic_path
 from jointdiff.io.products import merge_catalogs, write_catalog
-from jointdiff.measure.catalog import measure
+from jointdiff.measure.catalog import find_sources, measure
 from jointdiff.measure.conformal import Calibration
 from jointdiff.measure.data_checks import Data
+from jointdiff.reconstruct.api import build_reconstructor
 from jointdiff.reconstruct.base import NoiseStream, Reconstructor, single_scenes
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.wiener import Wiener
@@ -35,7 +37,7 @@ METHOD = "jointdiff"
 """The name of our own method in tables and TensorBoard; it comes first."""
 
 METHODS = (METHOD, Wiener.method)
-"""Those that are compared, in the order of the tables."""
+"""Those that are always compared, in the order of the tables; others follow."""
 
 MAGNITUDES = (19.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0)
 """Bins in observed AB magnitude."""
@@ -72,13 +74,22 @@ class Report:
 
 
 class Validation:
-    """Reconstructs simulated scenes with a denoiser and with the joint Wiener filter of the same Γ, and scores both.
+    """Reconstructs simulated scenes with a denoiser, the joint Wiener filter of the same Γ and others; scores them all.
 
     mocks: batches on the grid's torus. margin: scene pixels around the core that is observed and scored; 0 for scenes
-    seen whole. samples: per scene. evaluations: of the network per sample.
+    seen whole. samples: per scene. evaluations: of the network per sample. baselines: names of settings.Compared.
     """
 
-    def __init__(self, mocks: Sequence[Mock], grid: Grid, margin: int, samples: int, evaluations: int, seed: int):
+    def __init__(
+        self,
+        mocks: Sequence[Mock],
+        grid: Grid,
+        margin: int,
+        samples: int,
+        evaluations: int,
+        seed: int,
+        baselines: Sequence[str] = (),
+    ):
         scenes = [
             (truth, scene)
             for mock in mocks
@@ -88,6 +99,7 @@ class Validation:
         self.trials = [Trial(f"{label}_{i:04d}", *scene) for i, scene in enumerate(scenes)]
         self.weight = np.pad(np.ones([side - 2 * margin for side in grid.shape]), margin) if margin else None
         self.grid, self.samples, self.evaluations, self.seed = grid, samples, evaluations, seed
+        self.baselines = tuple(baselines)
         self._wiener: dict[str, Estimate] = {}  # Γ is fixed during training
 
     def run(self, denoiser: Denoiser, progress: bool = False, calibration: Calibration | None = None) -> Report:
@@ -119,7 +131,7 @@ class Validation:
         return Report(scenes, sources, scores, by_magnitude, by_snr, bars, catalogs, positions)
 
     def scored(self, method: Reconstructor, progress: bool = False) -> list[ScoredScene]:
-        """Every scene with the estimates of a method, as METHOD, and of the joint Wiener filter."""
+        """Every scene with the estimates of a method, as METHOD, of the joint Wiener filter and of the baselines."""
         from rich.progress import track
 
         scenes, denoiser = [], method.denoiser
@@ -129,6 +141,7 @@ class Validation:
             model = denoiser.forward_model(trial.observations, self.grid)
             data = Data.of(model, trial.observations, denoiser.bands)
             estimates = {METHOD: ours, Wiener.method: reference}
+            estimates |= {name: self._baseline(name, denoiser, trial) for name in self.baselines}
             scenes.append(ScoredScene(trial.name, trial.truth, estimates, self.weight, data))
         return scenes
 
@@ -141,7 +154,19 @@ class Validation:
     def estimate(self, method: Reconstructor, trial: Trial) -> Estimate:
         """What a method says about one scene."""
         draws = method.sample(trial.observations, self.grid, self.samples, NoiseStream(self.seed, trial.name))
-        return Estimate(draws.samples, draws.mean)
+        return Estimate(draws.samples, draws.mean, photometry_only=isinstance(method, Templates))
+
+    def _baseline(self, name: str, denoiser: Denoiser, trial: Trial) -> Estimate:
+        """One of settings.Compared."""
+        if name != ORACLE:
+            return self.estimate(
+                Templates(denoiser) if name == "templates" else build_reconstructor(name, denoiser), trial
+            )
+        base, names = self.reference(denoiser, trial), [band.name for band in denoiser.bands]
+        found = find_sources(base.samples, base.mean, names, self.weight, scale=self.grid.scale)
+        model = denoiser.forward_model(trial.observations, self.grid)
+        stream = NoiseStream(self.seed, trial.name)
+        return oracle(trial.truth, found, model, trial.observations, self.samples, stream)
 
     def figures(self, report: Report, pictured: int = 2) -> dict[str, "Figure"]:
         """Name → matplotlib Figure: photometry, scores in bins, and the first scenes with a bright source."""
@@ -167,7 +192,7 @@ class Validation:
 
 
 def table(report: Report) -> str:
-    """The printed scoreboard: METHOD beside the joint Wiener filter; below it METHOD's errors against their bars."""
+    """The printed scoreboard: METHOD beside the Wiener filter and others; below it METHOD's errors and their bars."""
     return f"{format_table(report.scores, report.sources.names)}\n\n{format_bars(report.bars)}"
 
 

@@ -1,7 +1,9 @@
 """jointdiff.reconstruct: the one call of the public API."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import get_args
 
 from torch import Tensor
 
@@ -11,10 +13,25 @@ from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import NoiseStream, Reconstructor
 from jointdiff.reconstruct.diffusion import MODES, Diffusion
 from jointdiff.reconstruct.field import check_size, pad_field
-from jointdiff.reconstruct.wiener import Wiener
+from jointdiff.reconstruct.posterior_sampling import DPS, MMPS, PiGDM
+from jointdiff.reconstruct.richardson_lucy import ImageSpace, RichardsonLucy
+from jointdiff.reconstruct.starlet import Starlet
+from jointdiff.reconstruct.wiener import BandWiener, Wiener
 from jointdiff.scene import Band, Grid, Observation
+from jointdiff.settings import Method
 
-METHODS = ("diffusion", "wiener")
+METHODS = get_args(Method)
+
+BUILDERS: dict[str, Callable[[Denoiser], Reconstructor]] = {
+    "wiener": Wiener,
+    "wiener-band": BandWiener,
+    "richardson-lucy": RichardsonLucy,
+    "isra": ImageSpace,
+    "starlet": Starlet,
+} | {
+    f"{kind.method}{ending}": partial(kind, vis=bool(ending)) for kind in (DPS, PiGDM, MMPS) for ending in ("", "-vis")
+}
+"""All methods but our own, each with the settings that were tuned for it."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +57,11 @@ def build_reconstructor(
     for kind, name, known in (("method", method, METHODS), ("mode", mode, MODES)):
         if name not in known:
             raise InputError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
-    if method == "wiener" and mode != MODES[0]:
-        raise InputError(f"mode {mode} is of method diffusion: wiener takes all the data as they are")
-    return Wiener(denoiser) if method == "wiener" else Diffusion(denoiser, evaluations, mode=mode)
+    if method == Diffusion.method:
+        return Diffusion(denoiser, evaluations, mode=mode)
+    if mode != MODES[0]:
+        raise InputError(f"mode {mode} is of method diffusion, not of {method}")
+    return BUILDERS[method](denoiser)
 
 
 def reconstruct(

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from jointdiff.gaussian import GaussianPosterior
 from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
@@ -23,12 +24,16 @@ class Wiener(Reconstructor):
 
     method = "wiener"
 
+    def covariance(self, grid: Grid) -> Tensor:
+        """Γ (H, W//2 + 1, C, C) on the grid."""
+        return self.denoiser.prior.on(grid)
+
     @torch.no_grad()
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
         posterior = GaussianPosterior(
             self.denoiser.forward_model(observations, grid),
             observations,
-            self.denoiser.prior.on(grid),
+            self.covariance(grid),
             tolerance=TOLERANCE,
             max_steps=MAX_STEPS,
         )
@@ -42,3 +47,15 @@ class Wiener(Reconstructor):
             scene, *data = stream.normal(numbers, shapes, mean)
             samples.append(posterior.perturbed(scene, data))
         return Draws(torch.cat(samples), mean)
+
+
+class BandWiener(Wiener):
+    """The same without the covariances between bands: each band knows its own power spectrum alone.
+
+    Bands still meet in the amplitude of the scene, and in the colour terms of other filters than the scene's.
+    """
+
+    method = "wiener-band"
+
+    def covariance(self, grid: Grid) -> Tensor:
+        return torch.diag_embed(super().covariance(grid).diagonal(dim1=-2, dim2=-1))

@@ -180,7 +180,8 @@ def test_missing_file_is_named(tmp_path, capsys):
         ("reconstruct --resume", "--resume is an option of train, not of reconstruct"),
         ("reconstruct --output out", "scene is missing, expected --scene FILE"),
         ("reconstruct --scene a.yaml", "output is missing, expected --output FOLDER"),
-        ("reconstruct --method magic", "method is magic, expected one of ['diffusion', 'wiener']"),
+        ("reconstruct --method magic", "method is magic, expected one of ['diffusion', 'wiener', 'wiener-band', "),
+        ("evaluate --sampling.baselines [magic]", "expected one of ['wiener-band', 'richardson-lucy', "),
     ],
 )
 def test_mistake_on_the_command_line(arguments, told, capsys):

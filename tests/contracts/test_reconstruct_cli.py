@@ -63,7 +63,7 @@ def mistake(capsys, arguments: list[str]) -> str:
     return captured.err.removeprefix("jointdiff: ").strip()
 
 
-@pytest.mark.parametrize("method", ["wiener", "diffusion"])
+@pytest.mark.parametrize("method", ["wiener", "diffusion", "wiener-band"])
 def test_products_of_two_fields(method, scene, model, tmp_path, capsys):
     second = write_good_scene(tmp_path / "second")
     edit_yaml(second, lambda content: content.update(name="other"))

@@ -1,6 +1,7 @@
 """What a run folder promises, and every way to break that promise: one line and status 2."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from jointdiff.diffusion.loss import DenoisingLoss
 from jointdiff.errors import InputError
 from jointdiff.io.scene_files import read_field
 from jointdiff.settings import Config, NetworkConfig, SceneConfig
-from tests.denoisers import DEMO_BANDS
+from tests.denoisers import DEMO_BANDS, untrained
 from tests.runs import TINY, make_library, new_run, tiny_config
 
 pytestmark = pytest.mark.usefixtures("own_process")
@@ -235,6 +236,21 @@ def test_cut_scenes_are_seen_in_the_scored_core_alone(run):
         assert trial.truth[:, trials.weight == 0].abs().sum() > 0
         vis = next(o for o in trial.observations if o.band.name == "VIS")
         assert ((vis.ivar[0] > 0).numpy() == (trials.weight > 0)).all()
+
+
+def test_baselines_stand_in_the_scoreboard_beside_ours(run):
+    """One method of each kind; photometry alone has fluxes and no images. All are finite, and measured alike."""
+    names = ("wiener-band", "isra", "mmps-vis", "templates", "oracle")
+    (trials,) = build.validations(tiny_config(run), "validation", 2, 0, 2, baselines=names).values()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a network that was never trained need not converge
+        report = trials.run(untrained(DEMO_BANDS))
+    assert list(report.scores) == ["jointdiff", "wiener", *names]
+    for scene in report.scenes:
+        assert all(bool(e.samples.isfinite().all()) and len(e.samples) == 2 for e in scene.estimates.values())
+    for method, rows in report.scores.items():
+        assert ("image_error" in rows["VIS"]) == (method not in ("templates", "oracle"))
+        assert rows["VIS"]["sources"] == report.scores["wiener"]["VIS"]["sources"]
 
 
 def test_evaluation_of_an_untrained_run_is_refused(run, refuse):
