@@ -26,6 +26,8 @@ class ReconstructConfig:
         evaluations: Evaluations of the network per sample.
         seed: Seed of the samples.
         align: Correct the positions of the images against the reference by their own light; true or false.
+        aliases: Columns of the catalog again under the names of Euclid's MER catalogue, or of Rubin's.
+        ecsv: Write every catalog as ECSV (text), too; true or false.
         checkpoint: Folder model/ of a trained run; without it, the weights packaged with jointdiff.
     """
 
@@ -37,6 +39,8 @@ class ReconstructConfig:
     evaluations: int = 8
     seed: int = 0
     align: bool = True
+    aliases: Literal["none", "mer", "lsst"] = "none"
+    ecsv: bool = False
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -268,8 +272,9 @@ def _calibrate(config: Config, device=None):
 
 def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
+    from jointdiff.evaluate.exports import export
     from jointdiff.evaluate.field import FieldJob
-    from jointdiff.io.products import merge_catalogs, write_catalog
+    from jointdiff.io.products import merge_catalogs
     from jointdiff.io.scene_files import read_fields
     from jointdiff.reconstruct.api import build_reconstructor
     from jointdiff.reconstruct.checkpoint import checkpoint_folder, fingerprint, load_denoiser
@@ -284,11 +289,11 @@ def reconstruct(config: ReconstructConfig) -> None:
     calibration = _calibration_for(config, folder, own)
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
-    given = (reconstructor, config.num_samples, config.align, calibration, check)
+    given = (reconstructor, config.num_samples, config.align, calibration, check, config.aliases, config.ecsv)
     jobs = [FieldJob(field, *given) for field in read_fields(config.scene)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs]
     merged = merge_catalogs(catalogs)
-    write_catalog(output / "catalog.fits", merged, provenance)
+    export(output, merged, provenance, config.ecsv)
     save_config(config, output / "reconstruct.yaml")
     print(f"{len(merged)} sources of {len(jobs)} field{'s' * (len(jobs) > 1)}: {output / 'catalog.fits'}")
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from jointdiff.errors import InputError
 from jointdiff.evaluate.accuracy import residual_chi2
-from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
+from jointdiff.evaluate.exports import export
+from jointdiff.evaluate.figures import colour_picture, rgb_bands, save_figure, save_picture, scene_figure, views_of
 from jointdiff.forward import ForwardModel
-from jointdiff.io.products import read_truth, write_catalog, write_reconstruction
+from jointdiff.io.products import read_truth, write_reconstruction
 from jointdiff.io.scene_files import Field
-from jointdiff.io.wcs import sky_position
+from jointdiff.measure.aliases import add_aliases
 from jointdiff.measure.catalog import (
     CORRELATED_NOISE,
     MODES_DISAGREE,
@@ -23,6 +24,7 @@ from jointdiff.measure.catalog import (
     MeasureSettings,
     find_sources,
     measure,
+    place,
 )
 from jointdiff.measure.conformal import Calibration
 from jointdiff.measure.data_checks import Data
@@ -33,13 +35,16 @@ from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
 
+ZOOM = 4
+"""Pixels of rgb.png on a side of a scene pixel."""
+
 
 class FieldJob:
     """A field that is ready to be reconstructed: everything that can be wrong with it was checked.
 
     align: correct the positions of its observations by their own light, before they are sampled. calibration: of the
     reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration says; None for no
-    check.
+    check. aliases: none, or one of aliases.CONVENTIONS. ecsv: write the catalog as ECSV, too.
     Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
     """
 
@@ -51,9 +56,12 @@ class FieldJob:
         align: bool = True,
         calibration: Calibration | None = None,
         check: Reconstructor | None = None,
+        aliases: str = "none",
+        ecsv: bool = False,
     ):
         self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, align
         self._calibration, self._check = calibration, check
+        self._aliases, self._ecsv = aliases, ecsv
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
@@ -79,7 +87,12 @@ class FieldJob:
         denoiser = self._reconstructor.denoiser
         layout = (denoiser.bands, field.wcs, denoiser.target_fwhm)
         write_reconstruction(folder / "reconstruction.fits", mean, std, samples, *layout, provenance, cards)
-        write_catalog(folder / "catalog.fits", catalog, provenance)
+        if self._aliases != "none":
+            add_aliases(catalog, denoiser.bands, self._aliases)
+        export(folder, catalog, provenance, self._ecsv)
+        chosen = rgb_bands([o.band.name for o in padded.observations])
+        picture = colour_picture(self.names, chosen, mean.numpy(), padded.core.scale, ZOOM)
+        save_picture(picture, folder / "rgb.png")
         figure = scene_figure(
             views_of(padded.observations, model(draws.mean[None])),
             self.names,
@@ -129,11 +142,8 @@ class FieldJob:
         catalog["flags"] |= CORRELATED_NOISE * bool(padded.correlated) | NOT_CONVERGED * (not draws.converged)
         catalog["y"] -= padded.corner[0]
         catalog["x"] -= padded.corner[1]
-        if len(catalog):
-            pixels = np.column_stack([catalog["y"], catalog["x"]])
-            reference = self.field.reference
-            sky = sky_position(self.field.wcs, pixels, reference, self.field.sources[reference])
-            catalog["ra"][:], catalog["dec"][:] = sky.T
+        reference = self.field.reference
+        place(catalog, self.field.wcs, reference, self.field.sources[reference])
         return catalog
 
     def _compare(self, catalog: Table, draws: Draws, segments: Segments, stream: NoiseStream) -> None:
