@@ -26,6 +26,9 @@ _RGB = ("y", "z", "i", "r", "VIS", "g", "u")
 _BALANCE = {"y": 0.65, "z": 0.7, "i": 0.8, "r": 1.0, "g": 1.5, "u": 2.0}
 """Factors that make a galaxy of average colour white (f_nu rises to the red)."""
 
+_DARK = 10
+"""Typical noise of a colour picture's band goes that often into its stretch."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -124,10 +127,13 @@ def colour_picture(
 ) -> np.ndarray:
     """RGB bytes (zoom · H, zoom · W, 3) of an image (C, H, W), nJy per pixel of ``scale`` arcsec, in three bands.
 
-    The stretch is that of the pictures in ``scene_figure``; ``zoom`` repeats pixels.
+    Their stretch is wide enough for the noisiest of the three to stay dark: this picture is to find sources in, that of
+    ``scene_figure`` to show what is not known. ``zoom`` repeats pixels.
     """
     bands = image[[list(names).index(b) for b in chosen]] / scale**2
-    return _lupton(bands, chosen, _stretch(names, image, scale)).repeat(zoom, 0).repeat(zoom, 1)
+    noise = max(_BALANCE.get(b, 1.0) * float(np.median(np.abs(plane))) for b, plane in zip(chosen, bands, strict=True))
+    stretch = max(_stretch(names, image, scale), _DARK * noise)
+    return _lupton(bands, chosen, stretch).repeat(zoom, 0).repeat(zoom, 1)
 
 
 def save_picture(picture: np.ndarray, path: str | Path) -> None:

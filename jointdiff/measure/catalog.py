@@ -140,7 +140,7 @@ def measure(
         "aper_flux": (at_mean.aperture[0], measured.aperture),
         "gauss_flux": (fluxes(mean.cpu(), under).numpy(), fluxes(samples.cpu(), under).numpy()),
     }
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for kind, (value, drawn) in found.items():
         values |= {kind: value, f"{kind}_err": posterior_deviation(drawn)}
     _add_fluxes(table, names, values, checks)
