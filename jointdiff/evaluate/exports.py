@@ -1,6 +1,7 @@
 """What lies beside a catalog.fits: the same as ECSV on request, regions for DS9, a colour picture."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,18 @@ from astropy.table import Table
 from jointdiff.io.atomic import atomic_path
 from jointdiff.io.products import write_catalog
 from jointdiff.measure.shapes import axis_ratio
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a catalog holds on request. aliases: none, or one of aliases.CONVENTIONS; ecsv: write it as text, too;
+    morphology: number of samples that statmorph measures.
+    """
+
+    aliases: str = "none"
+    ecsv: bool = False
+    morphology: int = 0
+
 
 CATALOG, ECSV, REGIONS = "catalog.fits", "catalog.ecsv", "catalog.reg"
 

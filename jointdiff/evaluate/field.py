@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jointdiff.errors import InputError
 from jointdiff.evaluate.accuracy import residual_chi2
-from jointdiff.evaluate.exports import export
+from jointdiff.evaluate.exports import Extras, export
 from jointdiff.evaluate.figures import colour_picture, rgb_bands, save_figure, save_picture, scene_figure, views_of
 from jointdiff.forward import ForwardModel
 from jointdiff.io.products import read_truth, write_reconstruction
@@ -30,6 +30,7 @@ from jointdiff.measure.conformal import Calibration
 from jointdiff.measure.data_checks import Data
 from jointdiff.measure.detection import Segments
 from jointdiff.measure.modes import disagreement
+from jointdiff.measure.morphology import require_statmorph
 from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
@@ -44,7 +45,7 @@ class FieldJob:
 
     align: correct the positions of its observations by their own light, before they are sampled. calibration: of the
     reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration says; None for no
-    check. aliases: none, or one of aliases.CONVENTIONS. ecsv: write the catalog as ECSV, too.
+    check. extras: what the catalog holds on request.
     Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
     """
 
@@ -56,12 +57,13 @@ class FieldJob:
         align: bool = True,
         calibration: Calibration | None = None,
         check: Reconstructor | None = None,
-        aliases: str = "none",
-        ecsv: bool = False,
+        extras: Extras | None = None,
     ):
         self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, align
         self._calibration, self._check = calibration, check
-        self._aliases, self._ecsv = aliases, ecsv
+        self._extras = extras or Extras()
+        if self._extras.morphology:
+            require_statmorph(f"morphology is {self._extras.morphology}")
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
@@ -87,9 +89,9 @@ class FieldJob:
         denoiser = self._reconstructor.denoiser
         layout = (denoiser.bands, field.wcs, denoiser.target_fwhm)
         write_reconstruction(folder / "reconstruction.fits", mean, std, samples, *layout, provenance, cards)
-        if self._aliases != "none":
-            add_aliases(catalog, denoiser.bands, self._aliases)
-        export(folder, catalog, provenance, self._ecsv)
+        if self._extras.aliases != "none":
+            add_aliases(catalog, denoiser.bands, self._extras.aliases)
+        export(folder, catalog, provenance, self._extras.ecsv)
         chosen = rgb_bands([o.band.name for o in padded.observations])
         picture = colour_picture(self.names, chosen, mean.numpy(), padded.core.scale, ZOOM)
         save_picture(picture, folder / "rgb.png")
@@ -134,6 +136,7 @@ class FieldJob:
             weight=weight,
             data=data,
             segments=segments,
+            settings=MeasureSettings(morphology=self._extras.morphology),
             target_fwhm=fwhm,
             calibration=self._calibration,
         )

@@ -15,6 +15,7 @@ from jointdiff.measure.columns import column
 from jointdiff.measure.conformal import Calibration, scale_errors
 from jointdiff.measure.data_checks import Data, DataChecks, check_against_data
 from jointdiff.measure.detection import DetectionSettings, Segments, detect, detection_image
+from jointdiff.measure.morphology import INDICES, MIN_SNR, Morphology, measure_morphology
 from jointdiff.measure.photometry import aperture_map, fluxes, gaussian_map, segment_map
 from jointdiff.measure.shapes import ellipticity, half_light_radius
 from jointdiff.scene import DEFAULT_TARGET_FWHM
@@ -41,10 +42,14 @@ GAUSS_SIGMA = 1.0
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """aperture: radius of the circular aperture, arcsec; detection: when a group of pixels is a source."""
+    """aperture: radius of the circular aperture, arcsec; detection: when a group of pixels is a source.
+
+    morphology: number of samples, the first ones, that statmorph measures; 0 for none.
+    """
 
     aperture: float = 0.5
     detection: DetectionSettings = field(default_factory=DetectionSettings)
+    morphology: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,11 @@ def measure(
     _add_fluxes(table, names, values, checks)
     table.add_column(column("flux_cov", _covariance(measured.segment), more=", ".join(names)))
     _add_shapes(table, measured)
+    if settings.morphology:
+        vis = names.index("VIS") if "VIS" in names else 0
+        seen = at_mean.aperture[0][:, vis] >= MIN_SNR * posterior_deviation(measured.aperture)[:, vis]
+        light = shape_image(samples[: settings.morphology], names)
+        _add_morphology(table, measure_morphology(light, segments, seen, target_fwhm, scale))
     if wcs is not None:
         place(table, wcs, scene, "wcs")
     reach = _near_edge(segments, settings.aperture / scale, weight)
@@ -220,6 +230,16 @@ def _add_shapes(table: Table, measured: Measurements) -> None:
         table.add_column(column(kind, posterior_mean(values)))
         table.add_column(column(f"{kind}_err", posterior_deviation(values)))
     table.add_column(column("position_angle", np.full(len(table), np.nan)))
+
+
+def _add_morphology(table: Table, found: Morphology) -> None:
+    table.meta.update(MORPHNUM=len(found.values), MORPHSNR=MIN_SNR)
+    for number, kind in enumerate(INDICES):
+        table.add_column(column(kind, posterior_mean(found.values[..., number]), "VIS"))
+        table.add_column(column(f"{kind}_err", posterior_deviation(found.values[..., number]), "VIS"))
+    for kind, index in (("sersic_flagged", "sersic_n"), ("morphology_flagged", "gini")):
+        counted = found.flagged[..., INDICES.index(index)].sum(0)
+        table.add_column(column(kind, np.where(found.measured, counted, -1).astype(np.int32), "VIS"))
 
 
 def _covariance(samples: np.ndarray) -> np.ndarray:

@@ -53,6 +53,17 @@ KINDS = {
     "e1_err": Kind(None, "stat.error;src.ellipticity;{em}", "posterior standard deviation of e1"),
     "e2_err": Kind(None, "stat.error;src.ellipticity;{em}", "posterior standard deviation of e2"),
     "position_angle": Kind("deg", "pos.posAng", "of the major axis of (e1, e2), from north to east, 0 to 180"),
+    "sersic_n": Kind(None, _MORPHOLOGY, "Sersic index of the model that, convolved with the target PSF, fits best"),
+    "concentration": Kind(None, _MORPHOLOGY, "5 log10(r80/r20), at the target PSF"),
+    "asymmetry": Kind(None, _MORPHOLOGY, "under a turn by 180 degrees, at the target PSF"),
+    "gini": Kind(None, _MORPHOLOGY, "Gini coefficient of the pixels, at the target PSF"),
+    "m20": Kind(None, _MORPHOLOGY, "log10 of the brightest 20 percent's share of the second moment, at the target PSF"),
+    **{
+        f"{kind}_err": Kind(None, _MORPHOLOGY_ERROR, f"{_DEVIATION}, as sampled")
+        for kind in ("sersic_n", "concentration", "asymmetry", "gini", "m20")
+    },
+    "sersic_flagged": Kind(None, "meta.number", "samples, of MORPHNUM, whose fit statmorph flags; -1: not measured"),
+    "morphology_flagged": Kind(None, "meta.number", "the same for its other indices; -1: not measured, below MORPHSNR"),
     "flags": Kind(None, "meta.code.qual", "sum of the bits that the header explains: FLAG1, FLAG2 ..."),
 }
 """By name, without the band that may follow it."""
