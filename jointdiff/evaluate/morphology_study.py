@@ -96,8 +96,8 @@ def scene_rows(denoiser: Denoiser, trials: Validation, trial: Trial) -> list[Row
         drawn, bad = values(estimate.samples, sources.estimates[name])
         for k in np.flatnonzero(layout[1]):
             row: Row = {"scene": trial.name, "source": float(k), "method": name, "snr": float(snr[k])}
-            rng = np.random.default_rng(seed_of("morphology", trials.seed, trial.name, int(k)))
             for q, quantity in enumerate(QUANTITIES):
+                rng = np.random.default_rng(seed_of("morphology", trials.seed, trial.name, int(k), quantity))
                 scored = _score(drawn[:, k, q], truth[k, q], rng)
                 counted = {"flagged_truth": float(bad_truth[k, q]), "flagged_samples": float(bad[:, k, q].mean())}
                 row |= {f"{quantity} {key}": value for key, value in (scored | counted).items()}
@@ -163,7 +163,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     inside.set_ylim(0, 1)
     error.set_title("Bias, with the scatter as its bar, over the spread of the truth", fontsize=11, color=INK)
     for axes in drawn.axes:
-        axes.set_xticks(range(len(QUANTITIES)), QUANTITIES, fontsize=9)
+        axes.set_xticks(range(len(QUANTITIES)), QUANTITIES, rotation=20)
         clean(axes)
     inside.legend(frameon=False, fontsize=9)
     return drawn

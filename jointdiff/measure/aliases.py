@@ -41,6 +41,7 @@ def _mer(bands: Sequence[Band]) -> Iterator[tuple[str, str, str | None]]:
     for ours, name in _MORPHOLOGY.items():
         yield name, f"{ours}_VIS", None
         yield f"{name}_ERR", f"{ours}_err_VIS", None
+    yield "SERSIC_SERSIC_VIS_INDEX", "sersic_n_VIS", None
 
 
 def _lsst(bands: Sequence[Band]) -> Iterator[tuple[str, str, str | None]]:
