@@ -1,12 +1,13 @@
 """What lies beside a catalog.fits: the same as ECSV on request, regions for DS9, a colour picture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
 
+from jointdiff.evaluate.figures import colour_picture, rgb_bands, save_picture
 from jointdiff.io.atomic import atomic_path
 from jointdiff.io.products import write_catalog
 from jointdiff.measure.shapes import axis_ratio
@@ -23,7 +24,10 @@ class Extras:
     morphology: int = 0
 
 
-CATALOG, ECSV, REGIONS = "catalog.fits", "catalog.ecsv", "catalog.reg"
+CATALOG, ECSV, REGIONS, PICTURE = "catalog.fits", "catalog.ecsv", "catalog.reg", "rgb.png"
+
+ZOOM, WIDEST = 4, 1024
+"""Pixels of a picture on a side of a scene pixel, at most; fewer where its longer side would exceed WIDEST."""
 
 
 def export(folder: Path, table: Table, provenance: Mapping[str, object], ecsv: bool = False) -> None:
@@ -36,6 +40,15 @@ def export(folder: Path, table: Table, provenance: Mapping[str, object], ecsv: b
         told.meta.update({key: value for key, value in provenance.items() if value is not None})
         with atomic_path(folder / ECSV) as temporary:
             told.write(temporary, format="ascii.ecsv", overwrite=True)
+
+
+def write_picture(folder: Path, names: Sequence[str], seen: Sequence[str], mean: np.ndarray, scale: float) -> None:
+    """rgb.png of a posterior mean (C, H, W) in bands ``names``: in i r g, or what else of the bands ``seen`` will do.
+
+    scale: arcsec per pixel.
+    """
+    zoom = max(1, min(ZOOM, WIDEST // max(mean.shape[-2:])))
+    save_picture(colour_picture(names, rgb_bands(seen), mean, scale, zoom), folder / PICTURE)
 
 
 def regions(table: Table) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from jointdiff.errors import InputError
 from jointdiff.evaluate.accuracy import residual_chi2
-from jointdiff.evaluate.exports import Extras, export
-from jointdiff.evaluate.figures import colour_picture, rgb_bands, save_figure, save_picture, scene_figure, views_of
+from jointdiff.evaluate.exports import Extras, export, write_picture
+from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
 from jointdiff.forward import ForwardModel
 from jointdiff.io.products import read_truth, write_reconstruction
 from jointdiff.io.scene_files import Field
@@ -35,9 +35,6 @@ from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
-
-ZOOM = 4
-"""Pixels of rgb.png on a side of a scene pixel."""
 
 
 class FieldJob:
@@ -92,9 +89,8 @@ class FieldJob:
         if self._extras.aliases != "none":
             add_aliases(catalog, denoiser.bands, self._extras.aliases)
         export(folder, catalog, provenance, self._extras.ecsv)
-        chosen = rgb_bands([o.band.name for o in padded.observations])
-        picture = colour_picture(self.names, chosen, mean.numpy(), padded.core.scale, ZOOM)
-        save_picture(picture, folder / "rgb.png")
+        seen = [o.band.name for o in padded.observations]
+        write_picture(folder, self.names, seen, mean.numpy(), padded.core.scale)
         figure = scene_figure(
             views_of(padded.observations, model(draws.mean[None])),
             self.names,

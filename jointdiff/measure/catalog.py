@@ -1,6 +1,6 @@
 """The catalog: one row per source, measured on scene samples (METHOD section 9)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,23 +139,16 @@ def measure(
     table = Table(meta={"APERRAD": settings.aperture, "GAUSSRAD": GAUSS_SIGMA, "NSAMPLES": len(samples)})
     table.meta.update({f"FLAG{bit}": text for bit, text in FLAGS.items()})
     _add_positions(table, segments, scene)
-    under = gaussian_map(segments, GAUSS_SIGMA / scale, units.SIGMA_PER_FWHM * target_fwhm / scale)
-    found = {
-        "flux": (at_mean.segment[0], measured.segment),
-        "aper_flux": (at_mean.aperture[0], measured.aperture),
-        "gauss_flux": (fluxes(mean.cpu(), under).numpy(), fluxes(samples.cpu(), under).numpy()),
-    }
-    values: dict[str, np.ndarray] = {}
-    for kind, (value, drawn) in found.items():
-        values |= {kind: value, f"{kind}_err": posterior_deviation(drawn)}
-    _add_fluxes(table, names, values, checks)
+    width = units.SIGMA_PER_FWHM * target_fwhm / scale
+    weights = gaussian_map(segments, GAUSS_SIGMA / scale, width)
+    gauss = fluxes(mean.cpu(), weights).numpy(), fluxes(samples.cpu(), weights).numpy()
+    _add_fluxes(table, names, measured, at_mean, gauss, checks)
     table.add_column(column("flux_cov", _covariance(measured.segment), more=", ".join(names)))
     _add_shapes(table, measured)
     if settings.morphology:
-        vis = names.index("VIS") if "VIS" in names else 0
-        seen = at_mean.aperture[0][:, vis] >= MIN_SNR * posterior_deviation(measured.aperture)[:, vis]
         light = shape_image(samples[: settings.morphology], names)
-        _add_morphology(table, measure_morphology(light, segments, seen, target_fwhm, scale))
+        bright = _bright(measured, at_mean, names)
+        _add_morphology(table, measure_morphology(light, segments, bright, target_fwhm, scale))
     if wcs is not None:
         place(table, wcs, scene, "wcs")
     reach = _near_edge(segments, settings.aperture / scale, weight)
@@ -214,13 +207,31 @@ def _add_positions(table: Table, segments: Segments, scene: str) -> None:
     table.add_columns([column(kind, values) for kind, values in positions.items()])
 
 
-def _add_fluxes(table: Table, names: Sequence[str], fluxes_: Mapping[str, np.ndarray], checks) -> None:
-    """fluxes_: kind → (K, C), of the posterior."""
-    missing = np.full_like(fluxes_["flux"], np.nan)
+def _add_fluxes(
+    table: Table,
+    names: Sequence[str],
+    measured: Measurements,
+    at_mean: Measurements,
+    gauss: tuple[np.ndarray, np.ndarray],
+    checks: DataChecks | None,
+) -> None:
+    """gauss: under Gaussian apertures, of the mean (K, C) and of the samples (S, K, C)."""
+    flux, error = at_mean.segment[0], posterior_deviation(measured.segment)
+    missing = np.full_like(flux, np.nan)
     checks = checks or DataChecks(missing, missing, missing, missing)
-    flux, error = fluxes_["flux"], fluxes_["flux_err"]
-    kinds = {**fluxes_, "mag": units.magnitude(flux), "mag_err": units.magnitude_error(flux, error)}
-    kinds |= {"flux_ml": checks.flux, "flux_ml_err": checks.flux_err, "chi2": checks.chi2}
+    kinds = {
+        "flux": flux,
+        "flux_err": error,
+        "aper_flux": at_mean.aperture[0],
+        "aper_flux_err": posterior_deviation(measured.aperture),
+        "gauss_flux": gauss[0],
+        "gauss_flux_err": posterior_deviation(gauss[1]),
+        "mag": units.magnitude(flux),
+        "mag_err": units.magnitude_error(flux, error),
+        "flux_ml": checks.flux,
+        "flux_ml_err": checks.flux_err,
+        "chi2": checks.chi2,
+    }
     for kind, values in kinds.items():
         table.add_columns([column(kind, values[:, band], name) for band, name in enumerate(names)])
 
@@ -230,6 +241,12 @@ def _add_shapes(table: Table, measured: Measurements) -> None:
         table.add_column(column(kind, posterior_mean(values)))
         table.add_column(column(f"{kind}_err", posterior_deviation(values)))
     table.add_column(column("position_angle", np.full(len(table), np.nan)))
+
+
+def _bright(measured: Measurements, at_mean: Measurements, names: Sequence[str]) -> np.ndarray:
+    """(K,), true for sources whose aperture flux in VIS is MIN_SNR times its deviation."""
+    vis = list(names).index("VIS") if "VIS" in names else 0
+    return at_mean.aperture[0][:, vis] >= MIN_SNR * posterior_deviation(measured.aperture)[:, vis]
 
 
 def _add_morphology(table: Table, found: Morphology) -> None:

@@ -53,7 +53,7 @@ def gaussian_map(segments: Segments, sigma: float, psf_sigma: float) -> Tensor:
     """
     narrow = sigma**2 - psf_sigma**2
     assert narrow > 0, "an aperture no wider than the PSF"
-    (height, width), reach = segments.labels.shape, int(np.ceil(5 * sigma))
+    (height, width), reach = segments.labels.shape, int(np.ceil(4 * sigma))
     rows, columns, values, owners = [], [], [], []
     for k, (y, x) in enumerate(zip(segments.y, segments.x, strict=True)):
         top, left = max(round(y) - reach, 0), max(round(x) - reach, 0)

@@ -59,7 +59,7 @@ def test_gaussian_aperture_flux_does_not_depend_on_the_psf(psf):
     light = np.exp(-((x - 60.3) ** 2) / (2 * wide) - (y - 58.8) ** 2 / (2 * high)) / (2 * np.pi * np.sqrt(wide * high))
     one = Segments(np.zeros((120, 120), dtype=int), np.array([60.3]), np.array([58.8]))
     flux = float(fluxes(torch.as_tensor(light)[None], gaussian_map(one, sigma, psf)))
-    assert flux == pytest.approx(sigma**2 / np.sqrt((sigma**2 + a**2) * (sigma**2 + b**2)), rel=2e-5)  # 5 sigma wide
+    assert flux == pytest.approx(sigma**2 / np.sqrt((sigma**2 + a**2) * (sigma**2 + b**2)), rel=1e-6)
 
 
 def test_gaussian_aperture_leaves_out_neighbours(segments):
