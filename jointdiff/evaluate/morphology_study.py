@@ -158,6 +158,7 @@ def figure(rows: Sequence[Row]) -> Figure:
             for key in ("coverage", "low", "high", "bias", "scatter", "spread")
         )
         inside.errorbar(at, value, [value - low, high - value], fmt="o", ms=4, color=colour, label=method)
+        spread = np.where(spread > 0, spread, np.nan)  # of a single source there is none
         error.errorbar(at, bias / spread, scatter / spread, fmt="o", ms=4, color=colour, label=method)
     inside.set_title(f"Coverage (nominal: {COVERAGE_LEVEL:.0%})", fontsize=11, color=INK)
     inside.set_ylim(0, 1)
@@ -165,5 +166,6 @@ def figure(rows: Sequence[Row]) -> Figure:
     for axes in drawn.axes:
         axes.set_xticks(range(len(QUANTITIES)), QUANTITIES, rotation=20)
         clean(axes)
-    inside.legend(frameon=False, fontsize=9)
+    if methods:
+        inside.legend(frameon=False, fontsize=9)
     return drawn

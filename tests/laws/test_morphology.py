@@ -131,3 +131,9 @@ def test_a_perfect_posterior_is_covered_as_it_says_and_flags_are_counted():
     assert row["bias"] == pytest.approx(0, abs=0.12)
     none = morphology_study._score(np.array([1.0, np.nan, np.nan, 2.0]), 1.0, rng)
     assert all(np.isnan(value) for value in none.values())
+
+
+@pytest.mark.filterwarnings("error")
+def test_scenes_without_a_bright_source_make_an_empty_table():
+    assert morphology_study.summary([]) == []
+    assert morphology_study.figure([]).axes
