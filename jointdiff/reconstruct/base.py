@@ -18,20 +18,50 @@ from jointdiff.seeds import seed_of
 CHUNK = 16
 """Samples drawn at a time, which bounds memory."""
 
+BLOCK = 64
+"""Side (pixels) of the squares of the sky that have random numbers of their own."""
+
 
 @dataclass(frozen=True)
 class NoiseStream:
     """The random numbers of one scene: each of its samples has its own, whatever is drawn beside it.
 
-    A CPU generator a sample, keyed on (seed, scene name, sample number): batch size, order, rank and device
-    change nothing.
+    CPU generators keyed on (seed, scene name, sample number) and, for noise on pixels, on what is noisy and on the
+    pixels' place on the sky: batch size, order, rank and device change nothing, nor does how a field is cut.
     """
 
     seed: int
     name: str
 
+    def white(self, numbers: range, grid: Grid, like: Tensor, purpose: str = "sky", channels: int = 0) -> Tensor:
+        """White noise of the samples ``numbers`` on the pixels of a grid, (S, channels, H, W) or, for none, (S, H, W).
+
+        The same in each pixel on all grids that are cuts of one (Grid.lattice): drawn by squares of BLOCK pixels.
+        """
+        return torch.stack([self._white(number, grid, purpose, channels) for number in numbers]).to(like)
+
+    def data(self, numbers: range, observations: Sequence[Observation], like: Tensor) -> list[Tensor]:
+        """White noise (S, h, w) on the pixels of each observation: of its band and filter, whatever others there are."""
+        labels = [f"{o.band.name} {o.band.filter}" for o in observations]
+        purposes = [f"{label} {labels[:place].count(label)}" for place, label in enumerate(labels)]
+        return [self.white(numbers, o.frame.grid, like, p) for o, p in zip(observations, purposes, strict=True)]
+
+    def _white(self, number: int, grid: Grid, purpose: str, channels: int) -> Tensor:
+        lead = (channels,) if channels else ()
+        spans = [(first // BLOCK, (first + n - 1) // BLOCK) for first, n in zip(grid.lattice, grid.shape, strict=True)]
+        rows, columns = (range(low, high + 1) for low, high in spans)
+        drawn = torch.empty(*lead, BLOCK * len(rows), BLOCK * len(columns))
+        for y in rows:
+            for x in columns:
+                key = seed_of(self.seed, number, self.name, purpose, y, x)
+                square = torch.randn(*lead, BLOCK, BLOCK, generator=torch.Generator().manual_seed(key))
+                top, left = BLOCK * (y - rows[0]), BLOCK * (x - columns[0])
+                drawn[..., top : top + BLOCK, left : left + BLOCK] = square
+        (top, left), (height, width) = (n % BLOCK for n in grid.lattice), grid.shape
+        return drawn[..., top : top + height, left : left + width]
+
     def normal(self, numbers: range, shapes: Sequence[Sequence[int]], like: Tensor) -> tuple[Tensor, ...]:
-        """White noise of the samples ``numbers``: a tensor (len(numbers), *shape) for each shape, as ``like``."""
+        """White numbers without a place on the sky: a tensor (len(numbers), *shape) for each shape, as ``like``."""
         draws = []
         for number in numbers:
             generator = torch.Generator().manual_seed(seed_of(self.seed, number, self.name))

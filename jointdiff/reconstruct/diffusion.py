@@ -55,11 +55,11 @@ class Diffusion(Reconstructor):
             posterior = conditioning.posterior
             correction = partial(self.denoiser.correction, conditioning=conditioning)
         levels = levels_of(self._solver, posterior, self.evaluations)
-        shapes = [posterior.mean.shape[1:]] * fields_of(self._solver, levels)
+        fields, channels = fields_of(self._solver, levels), posterior.mean.shape[1]
         samples = []
         for numbers in chunks(count, BATCH[self.mode]):
-            seen = [Symmetry.numbered(number, grid.shape, self.denoiser.network.stride) for number in numbers]
-            noise = stream.normal(numbers, shapes, posterior.mean)
+            seen = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
+            noise = [stream.white(numbers, grid, posterior.mean, f"sky {n}", channels) for n in range(fields)]
             samples.append(SOLVERS[self._solver](partial(correction, symmetries=seen), posterior, levels, noise))
         drawn = torch.cat(samples).to(observations[0].image.dtype)
         converged = guided is None or guided.convergence.converged

@@ -41,10 +41,10 @@ class Wiener(Reconstructor):
         if error > CONVERGED:
             warnings.warn(f"{stream.name}: its Wiener mean is off by {error:.2f} standard deviations", stacklevel=2)
         mean = posterior.mean[0]
-        shapes = [mean.shape, *(o.image.shape[1:] for o in observations)]
         samples = []
         for numbers in chunks(count, CHUNK):
-            scene, *data = stream.normal(numbers, shapes, mean)
+            scene = stream.white(numbers, grid, mean, "sky 0", len(mean))
+            data = stream.data(numbers, observations, mean)
             samples.append(posterior.perturbed(scene, data))
         return Draws(torch.cat(samples), mean)
 
