@@ -5,6 +5,7 @@ A Reconstructor works on a periodic grid, as simulated scenes are; field.py brin
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -41,7 +42,7 @@ class NoiseStream:
         return torch.stack([self._white(number, grid, purpose, channels) for number in numbers]).to(like)
 
     def data(self, numbers: range, observations: Sequence[Observation], like: Tensor) -> list[Tensor]:
-        """White noise (S, h, w) on the pixels of each observation: of its band and filter, whatever others there are."""
+        """White noise (S, h, w) on the pixels of each observation, by its band and filter: others change nothing."""
         labels = [f"{o.band.name} {o.band.filter}" for o in observations]
         purposes = [f"{label} {labels[:place].count(label)}" for place, label in enumerate(labels)]
         return [self.white(numbers, o.frame.grid, like, p) for o, p in zip(observations, purposes, strict=True)]
@@ -70,6 +71,22 @@ class NoiseStream:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What the tiles of one field have in common of its stationary model, so that they agree where they meet.
+
+    amplitude: (1,). weights: (O, 1), the inverse variance of each observation per scene pixel, nJy⁻².
+    """
+
+    amplitude: Tensor
+    weights: Tensor
+
+    @property
+    def options(self) -> dict:
+        """As GaussianPosterior and Denoiser.condition take them."""
+        return {"amplitude": self.amplitude, "weights": list(self.weights)}
+
+
+@dataclass(frozen=True)
 class Draws:
     """What a method says about one sky: samples (S, C, H, W) and posterior mean (C, H, W), nJy per pixel.
 
@@ -86,14 +103,28 @@ class Reconstructor(ABC):
 
     denoiser: holds what all methods share: the bands, the pixel scale, the target PSF and Γ.
     method, mode, evaluations: of the network per sample; None where a method has no such thing.
+    shared: of the field that it samples a tile of; None for a whole one.
     """
 
     method: str
     mode: str | None = None
     evaluations: int | None = None
+    shared: Shared | None = None
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser
+
+    @property
+    def seamless(self) -> bool:
+        """Whether tiles of one field, sampled each by itself, meet without a seam."""
+        return False
+
+    def sharing(self, shared: Shared) -> "Reconstructor":
+        """The same method for the tiles of a field. The method must be seamless."""
+        assert self.seamless, f"{self.method} knows no tiles"
+        other = copy(self)
+        other.shared = shared
+        return other
 
     def provenance(self, seed: int, checkpoint: str) -> dict[str, object]:
         """What a product says of its making (io.products.PROVENANCE). checkpoint: sha256 of the weights."""

@@ -40,6 +40,10 @@ class Diffusion(Reconstructor):
         self.mode: str = mode
         self._solver = solver
 
+    @property
+    def seamless(self) -> bool:
+        return self.mode == "amortized"
+
     def check(self, observations: Sequence[Observation], label: str) -> None:
         if self.mode == "factorized":
             divided(observations, label)
@@ -51,7 +55,8 @@ class Diffusion(Reconstructor):
             guided = Factorized.of(self.denoiser, observations, grid)
             posterior, correction = guided.posterior, guided.residual
         else:
-            guided, conditioning = None, self.denoiser.condition(observations, grid)
+            options = self.shared.options if self.shared else {}
+            guided, conditioning = None, self.denoiser.condition(observations, grid, **options)
             posterior = conditioning.posterior
             correction = partial(self.denoiser.correction, conditioning=conditioning)
         levels = levels_of(self._solver, posterior, self.evaluations)

@@ -24,6 +24,10 @@ class Wiener(Reconstructor):
 
     method = "wiener"
 
+    @property
+    def seamless(self) -> bool:
+        return True
+
     def covariance(self, grid: Grid) -> Tensor:
         """Γ (H, W//2 + 1, C, C) on the grid."""
         return self.denoiser.prior.on(grid)
@@ -36,6 +40,7 @@ class Wiener(Reconstructor):
             self.covariance(grid),
             tolerance=TOLERANCE,
             max_steps=MAX_STEPS,
+            **(self.shared.options if self.shared else {}),
         )
         error = float(posterior.error(posterior.mean))
         if error > CONVERGED:

@@ -1,0 +1,154 @@
+"""Fields of any size, cut into tiles that are sampled one by one and meet without a seam (METHOD section 12).
+
+A sample is one map from white noise and data to a sky. Noise and symmetries belong to pixels of the sky, amplitude and
+stationary weights to the field, so that what two tiles say of one pixel differs by what either does not see alone: it
+dies away within CONTEXT pixels of where the data of a tile end. What is kept of a tile is nothing nearer.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.gaussian import Evidence, likeliest_amplitude
+from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, Shared
+from jointdiff.reconstruct.field import PaddedField, margin_of, seen_in
+
+TILE = 256
+"""Side (pixels) of a tile, where none is asked for."""
+
+WHOLE = 512
+"""Side (pixels) of the largest square that is sampled in one piece, where no tile is asked for."""
+
+CONTEXT = 48
+"""Pixels around a tile whose data it sees."""
+
+MOST_EVIDENCE = 64
+"""Tiles, spread over the field, whose evidence tells its amplitude."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of a field's padded grid: its place among the tiles, and its pixels."""
+
+    place: tuple[int, int]
+    rows: range
+    columns: range
+
+    @property
+    def name(self) -> str:
+        return "_".join(f"{n:03d}" for n in self.place)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.rows), len(self.columns)
+
+    def within(self, y: int, x: int) -> tuple[slice, slice]:
+        """Its pixels in an image whose pixel (0, 0) is pixel (y, x) of the padded grid."""
+        return slice(self.rows.start - y, self.rows.stop - y), slice(self.columns.start - x, self.columns.stop - x)
+
+    def crop(self, images: Tensor, y: int, x: int) -> Tensor:
+        """(…, h, w) of images (…, H, W) whose pixel (0, 0) is pixel (y, x) of the padded grid."""
+        return images[..., *self.within(y, x)]
+
+
+@dataclass(frozen=True)
+class View:
+    """A field as a tile sees it, on a torus of its own; corner: pixel (y, x) of the field's grid that is its first."""
+
+    field: PaddedField
+    corner: tuple[int, int]
+
+
+class Tiling:
+    """A field's padded grid in tiles of at most ``size`` pixels on a side, alike but for the last of a row or column.
+
+    All are seen on tori of one shape, that sampling needs: with CONTEXT and, so that the ends of the data do not meet,
+    a margin as the field itself has. Where one tile is as wide as the field there is no more to see.
+    """
+
+    def __init__(self, field: PaddedField, size: int, stride: int):
+        self.field = field
+        gap = math.ceil(margin_of(field.observations, field.core.scale))
+        axes = [_Axis(side, size, CONTEXT + gap, stride) for side in field.grid.shape]
+        self._axes, self.shape = axes, (axes[0].length, axes[1].length)
+        self.tiles = [
+            Tile((i, j), rows, columns)
+            for i, rows in enumerate(axes[0].spans)
+            for j, columns in enumerate(axes[1].spans)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def view(self, tile: Tile) -> View:
+        """What a tile sees."""
+        y, x = (axis.start(span) for axis, span in zip(self._axes, (tile.rows, tile.columns), strict=True))
+        (height, width), (full_h, full_w) = self.shape, self.field.grid.shape
+        grid = self.field.grid.padded((-y, y + height - full_h), (-x, x + width - full_w))
+        return View(seen_in(self.field, grid, (y, x), (tile.rows, tile.columns), CONTEXT), (y, x))
+
+    def views(self, most: int) -> Iterator[View]:
+        """What at most so many tiles see, evenly spread over the field."""
+        step = max(1, math.ceil(len(self) / most))
+        for tile in self.tiles[step // 2 :: step]:
+            yield self.view(tile)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """(O, 1): each observation's inverse variance per pixel of the padded grid."""
+        area = self.field.grid.shape[0] * self.field.grid.shape[1]
+        return torch.stack([o.ivar.sum((-2, -1)) / area for o in self.field.observations])
+
+    @torch.no_grad()
+    def share(self, denoiser: Denoiser) -> Shared:
+        """Weights, and the amplitude of the largest evidence, of tiles together."""
+        evidences = []
+        for view in self.views(MOST_EVIDENCE):
+            seen, grid = view.field.observations, view.field.grid
+            evidences.append(Evidence(denoiser.forward_model(seen, grid), seen, denoiser.prior.on(grid)))
+        floor = torch.stack([evidence.floor for evidence in evidences]).amin(0)
+        amplitude = likeliest_amplitude(lambda a: torch.stack([e(a) for e in evidences]).sum(0), floor)
+        return Shared(amplitude, self.weights)
+
+    def sample(self, method: Reconstructor, tile: Tile, count: int, stream: NoiseStream) -> Draws:
+        """The samples of a method, which shares what the tiles have in common, on the pixels of a tile alone."""
+        view = self.view(tile)
+        draws = method.sample(view.field.observations, view.field.grid, count, stream)
+        return Draws(tile.crop(draws.samples, *view.corner), tile.crop(draws.mean, *view.corner), draws.converged)
+
+
+def tile_size(field: PaddedField, asked: int) -> int:
+    """Side of a field's tiles: the one asked for or, for 0, TILE; the field's own where it is no larger."""
+    height, width = field.grid.shape
+    whole = height * width <= WHOLE**2 if asked == 0 else max(field.core.shape) <= asked
+    return max(height, width) if whole else asked or TILE
+
+
+class _Axis:
+    """Rows, or columns, of a padded grid, in spans that are each seen on a torus of ``length`` pixels."""
+
+    def __init__(self, side: int, size: int, reach: int, stride: int):
+        count = math.ceil(side / size)
+        step = math.ceil(side / count)
+        self.spans = [range(first, min(first + step, side)) for first in range(0, side, step)]
+        alone = len(self.spans) == 1
+        self.length = side if alone else stride * next_fast_len(math.ceil((step + 2 * reach) / stride))
+        self._before = 0 if alone else (self.length - step) // 2
+
+    def start(self, span: range) -> int:
+        """The pixel at which the torus around a span begins; negative outside the grid."""
+        return span.start - self._before
+
+
+def spread(images: Sequence[Tensor], tiles: Sequence[Tile], shape: tuple[int, int]) -> Tensor:
+    """Images (…, h, w) of tiles, put together to (…, H, W)."""
+    whole = images[0].new_empty(*images[0].shape[:-2], *shape)
+    for image, tile in zip(images, tiles, strict=True):
+        whole[..., *tile.within(0, 0)] = image
+    return whole
