@@ -104,13 +104,10 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         return ForwardModel(grid, self.bands, self.target_fwhm, observations)
 
     def condition(
-        self,
-        observations: Sequence[Observation],
-        grid: Grid,
-        amplitude: Tensor | None = None,
-        weights: Sequence[Tensor] | None = None,
+        self, observations: Sequence[Observation], grid: Grid, amplitude: Tensor | None = None, **options
     ) -> Conditioning:
-        """Everything of D that does not depend on x_t. amplitude, weights: as GaussianPosterior takes them.
+        """Everything of D that does not depend on x_t. amplitude: (B,), or None for the maximum of the evidence.
+        options: others of GaussianPosterior.
 
         The maps are μ₀ in posterior sigmas, the matched-filter significance, and how much of the data covers a pixel.
         """
@@ -119,7 +116,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
             observations,
             self.prior.on(grid),
             amplitude,
-            weights=weights,
+            **options,
         )
         power = posterior.data_precision.diagonal(dim1=-2, dim2=-1)  # (B, H, W//2 + 1, C)
         depth = power[:, 0, 0].view(len(power), -1, 1, 1)

@@ -72,18 +72,26 @@ class NoiseStream:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the tiles of one field have in common of its stationary model, so that they agree where they meet.
+    """What a tile has in common with the others of its field, so that they agree where they meet.
 
-    amplitude: (1,). weights: (O, 1), the inverse variance of each observation per scene pixel, nJy⁻².
+    amplitude: (1,). weights: (O, 1), the inverse variance of each observation per scene pixel of the field, nJy⁻².
+    mean: (1, C, H, W), the Gaussian posterior mean on the tile's torus: of a stopped solver, which stops elsewhere on
+    other tori.
     """
 
     amplitude: Tensor
     weights: Tensor
+    mean: Tensor
+
+    @property
+    def stationary(self) -> dict:
+        """As GaussianPosterior takes them."""
+        return {"amplitude": self.amplitude, "weights": list(self.weights)}
 
     @property
     def options(self) -> dict:
-        """As GaussianPosterior and Denoiser.condition take them."""
-        return {"amplitude": self.amplitude, "weights": list(self.weights)}
+        """As Denoiser.condition takes them: the mean as it is."""
+        return self.stationary | {"start": self.mean, "max_steps": 0}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
-from jointdiff.gaussian import Evidence, likeliest_amplitude
+from jointdiff.gaussian import Evidence, GaussianPosterior, likeliest_amplitude
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, Shared
 from jointdiff.reconstruct.field import PaddedField, margin_of, seen_in
 
@@ -27,6 +27,9 @@ WHOLE = 512
 
 CONTEXT = 48
 """Pixels around a tile whose data it sees."""
+
+BLEND = 16
+"""Pixels on either side of a tile's border over which Gaussian posterior means are blended."""
 
 MOST_EVIDENCE = 64
 """Tiles, spread over the field, whose evidence tells its amplitude."""
@@ -47,6 +50,15 @@ class Tile:
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.rows), len(self.columns)
+
+    @property
+    def spans(self) -> tuple[range, range]:
+        return self.rows, self.columns
+
+    def grown(self, reach: int, shape: tuple[int, int]) -> "Tile":
+        """This tile and ``reach`` pixels around it, but none outside an image of this shape."""
+        spans = (range(max(s.start - reach, 0), min(s.stop + reach, n)) for s, n in zip(self.spans, shape, strict=True))
+        return Tile(self.place, *spans)
 
     def within(self, y: int, x: int) -> tuple[slice, slice]:
         """Its pixels in an image whose pixel (0, 0) is pixel (y, x) of the padded grid."""
@@ -106,20 +118,51 @@ class Tiling:
         return torch.stack([o.ivar.sum((-2, -1)) / area for o in self.field.observations])
 
     @torch.no_grad()
-    def share(self, denoiser: Denoiser) -> Shared:
-        """Weights, and the amplitude of the largest evidence, of tiles together."""
+    def amplitude(self, denoiser: Denoiser) -> Tensor:
+        """(1,), the one of the largest evidence, of tiles together."""
         evidences = []
         for view in self.views(MOST_EVIDENCE):
             seen, grid = view.field.observations, view.field.grid
             evidences.append(Evidence(denoiser.forward_model(seen, grid), seen, denoiser.prior.on(grid)))
         floor = torch.stack([evidence.floor for evidence in evidences]).amin(0)
-        amplitude = likeliest_amplitude(lambda a: torch.stack([e(a) for e in evidences]).sum(0), floor)
-        return Shared(amplitude, self.weights)
+        return likeliest_amplitude(lambda a: torch.stack([e(a) for e in evidences]).sum(0), floor)
 
-    def sample(self, method: Reconstructor, tile: Tile, count: int, stream: NoiseStream) -> Draws:
-        """The samples of a method, which shares what the tiles have in common, on the pixels of a tile alone."""
+    @torch.no_grad()
+    def mean(self, denoiser: Denoiser, amplitude: Tensor) -> Tensor:
+        """The Gaussian posterior mean (1, C, H, W) of the field, nJy per pixel, on the CPU: that of tiles, blended.
+
+        Each is solved as a whole field's is. Conjugate gradients stop when the error is small on the whole torus, which
+        leaves some at bright sources, here more and there less; the blend is one answer for all.
+        """
+        total = torch.zeros(1, len(denoiser.bands), *self.field.grid.shape)
+        shares = torch.zeros(self.field.grid.shape)
+        for tile in self.tiles:
+            view = self.view(tile)
+            seen, grid = view.field.observations, view.field.grid
+            model, weights = denoiser.forward_model(seen, grid), list(self.weights)
+            mean = GaussianPosterior(model, seen, denoiser.prior.on(grid), amplitude, weights=weights).mean.cpu()
+            wide = tile.grown(BLEND, self.field.grid.shape)
+            ramps = [_ramp(w, own, n) for w, own, n in zip(wide.spans, tile.spans, self.field.grid.shape, strict=True)]
+            share = ramps[0][:, None] * ramps[1]
+            total[..., *wide.within(0, 0)] += share * wide.crop(mean, *view.corner)
+            shares[wide.within(0, 0)] += share
+        return total / shares
+
+    def sample(
+        self,
+        method: Reconstructor,
+        tile: Tile,
+        count: int,
+        stream: NoiseStream,
+        amplitude: Tensor,
+        mean: Tensor,
+    ) -> Draws:
+        """The samples of a seamless method on the pixels of a tile alone. amplitude, mean: the field's, as above."""
         view = self.view(tile)
-        draws = method.sample(view.field.observations, view.field.grid, count, stream)
+        torus = Tile(tile.place, *(range(n, n + side) for n, side in zip(view.corner, self.shape, strict=True)))
+        own = padded_crop(mean, torus).to(self.weights)
+        shared = Shared(amplitude.to(self.weights), self.weights, own)
+        draws = method.sharing(shared).sample(view.field.observations, view.field.grid, count, stream)
         return Draws(tile.crop(draws.samples, *view.corner), tile.crop(draws.mean, *view.corner), draws.converged)
 
 
@@ -144,6 +187,24 @@ class _Axis:
     def start(self, span: range) -> int:
         """The pixel at which the torus around a span begins; negative outside the grid."""
         return span.start - self._before
+
+
+def _ramp(wide: range, own: range, side: int) -> Tensor:
+    """Shares of a tile along one axis: 1 in its middle, falling over the border to where ``wide`` ends."""
+    at = torch.arange(wide.start, wide.stop)
+    ends = (at - (own.start - BLEND), own.stop + BLEND - 1 - at)
+    inner = [
+        e if edge else torch.full_like(e, 2 * BLEND) for e, edge in zip(ends, (own.start, own.stop < side), strict=True)
+    ]
+    return ((torch.minimum(*inner) + 0.5) / (2 * BLEND)).clamp(0, 1)
+
+
+def padded_crop(images: Tensor, tile: Tile) -> Tensor:
+    """The pixels (…, h, w) of a tile that may reach beyond images (…, H, W); 0 there."""
+    inside = tile.grown(0, (images.shape[-2], images.shape[-1]))
+    out = images.new_zeros(*images.shape[:-2], *tile.shape)
+    out[..., *inside.within(tile.rows.start, tile.columns.start)] = images[..., *inside.within(0, 0)]
+    return out
 
 
 def spread(images: Sequence[Tensor], tiles: Sequence[Tile], shape: tuple[int, int]) -> Tensor:

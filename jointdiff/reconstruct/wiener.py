@@ -40,7 +40,7 @@ class Wiener(Reconstructor):
             self.covariance(grid),
             tolerance=TOLERANCE,
             max_steps=MAX_STEPS,
-            **(self.shared.options if self.shared else {}),
+            **(self.shared.stationary if self.shared else {}),
         )
         error = float(posterior.error(posterior.mean))
         if error > CONVERGED:
