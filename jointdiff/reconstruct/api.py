@@ -93,7 +93,7 @@ def reconstruct(
         grid = grids[0]
     reconstructor = build_reconstructor(method, denoiser, evaluations, mode)
     field = pad_field(observations, grid, denoiser)
-    check_size(field, num_samples, len(denoiser.bands), name)
+    check_size(field.grid.shape, num_samples, len(denoiser.bands), name)
     reconstructor.check(field.observations, name)
     if align:
         field = align_field(field, denoiser)[0]

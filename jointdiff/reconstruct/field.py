@@ -67,14 +67,14 @@ class PaddedField:
         return weight
 
 
-def check_size(field: PaddedField, count: int, bands: int, label: str) -> None:
-    """Raises InputError where ``count`` samples would not fit in memory, before anything is allocated."""
-    height, width = field.grid.shape
+def check_size(shape: tuple[int, int], count: int, bands: int, label: str) -> None:
+    """Raises InputError where ``count`` samples on a torus would not fit in memory, before anything is allocated."""
+    height, width = shape
     needed = count * bands * height * width * _BYTES_PER_VALUE
     if needed > MAX_BYTES:
         raise InputError(
             f"{label}: {count} samples of {bands} bands on {height} × {width} pixels need {needed / 1e9:.1f} GB, "
-            f"at most {MAX_BYTES / 1e9:.0f} are allowed: take fewer samples, or a smaller field"
+            f"at most {MAX_BYTES / 1e9:.0f} are allowed: take fewer samples, or smaller tiles"
         )
 
 

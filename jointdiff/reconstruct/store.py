@@ -1,4 +1,4 @@
-"""A sampled field, read by parts: from memory, or from files of finished tiles, each whole or absent.
+"""A sampled field on disk: a file for each finished tile, whole or absent, and the field read back by parts.
 
 A tile's file names what its numbers depend on: a run that was killed goes on where it was, and another run's tiles are
 drawn again.
@@ -6,7 +6,6 @@ drawn again.
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,44 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jointdiff.io.atomic import atomic_path
+from jointdiff.reconstruct.align import Alignment, Shifts
 from jointdiff.reconstruct.base import Draws
-from jointdiff.reconstruct.tiles import Tile, Tiling, padded_crop
+from jointdiff.reconstruct.tiles import Tile, Tiling
 from jointdiff.scene import Grid, Observation
 
 CUBES = ("mean", "std", "samples")
 """What is kept of a field: (C, H, W) twice, and (S, C, H, W)."""
 
 FORMAT = "1"
-
-
-class Sky(ABC):
-    """Samples of a field on its padded grid, nJy per pixel; converged: as Draws has it."""
-
-    converged: bool
-
-    @abstractmethod
-    def read(self, cube: str, part: Tile) -> Tensor:
-        """One of CUBES on a part of the padded grid, (…, h, w), on the CPU; 0 beyond the grid."""
-
-    @abstractmethod
-    def planes(self, cube: str, rows: range, columns: range) -> Iterator[np.ndarray]:
-        """The planes (h, w) of a cube on so many rows and columns, in the order of a FITS file."""
-
-
-class Held(Sky):
-    """A field that was sampled in one piece."""
-
-    def __init__(self, draws: Draws):
-        samples = draws.samples.cpu()
-        self._cubes = {"mean": draws.mean.cpu(), "std": samples.std(0), "samples": samples}
-        self.converged = draws.converged
-
-    def read(self, cube: str, part: Tile) -> Tensor:
-        return padded_crop(self._cubes[cube], part)
-
-    def planes(self, cube: str, rows: range, columns: range) -> Iterator[np.ndarray]:
-        cut = self._cubes[cube][..., rows.start : rows.stop, columns.start : columns.stop]
-        yield from cut.reshape(-1, *cut.shape[-2:]).numpy()
 
 
 @dataclass(frozen=True)
@@ -73,9 +43,24 @@ class Note:
     shifts: tuple[tuple[float, float], ...] = ()
     errors: tuple[tuple[float, float], ...] = ()
 
+    @classmethod
+    def of(cls, key: str, amplitude: Tensor, found: Alignment | None) -> "Note":
+        if found is None:
+            return cls(key, float(amplitude))
+        shifts, errors = (tuple((y, x) for y, x in t[0].tolist()) for t in (found.shifts.value, found.shifts.error))
+        return cls(key, float(amplitude), found.reference, found.bands, shifts, errors)
 
-class TileStore(Sky):
-    """The tiles of one field in a folder, drawn under ``key`` (key_of)."""
+    @property
+    def alignment(self) -> Alignment | None:
+        """What was found of the shifts; None where nothing could be compared."""
+        if not self.bands:
+            return None
+        shifts = Shifts(*(torch.tensor(pairs, dtype=torch.float64)[None] for pairs in (self.shifts, self.errors)))
+        return Alignment(self.reference, self.bands, shifts)
+
+
+class TileStore:
+    """The samples of a field on its padded grid, nJy per pixel: files of tiles in a folder, of one key (key_of)."""
 
     def __init__(self, folder: Path, key: str, tiling: Tiling):
         self._folder, self._key, self._tiling = folder, key, tiling
@@ -131,7 +116,8 @@ class TileStore(Sky):
             return file.get_tensor("mean")
 
     @property
-    def converged(self) -> bool:  # type: ignore[override]
+    def converged(self) -> bool:
+        """As Draws has it, of all tiles."""
         for tile in self._tiling.tiles:
             with safe_open(self._path(tile.name), "pt") as file:
                 if file.metadata()["converged"] != "True":
@@ -139,6 +125,7 @@ class TileStore(Sky):
         return True
 
     def read(self, cube: str, part: Tile) -> Tensor:
+        """One of CUBES on a part of the padded grid, (…, h, w), on the CPU; 0 beyond the grid."""
         out: Tensor | None = None
         for tile in self._tiling.tiles:
             rows, columns = (
@@ -157,7 +144,7 @@ class TileStore(Sky):
         return out
 
     def planes(self, cube: str, rows: range, columns: range) -> Iterator[np.ndarray]:
-        """A plane at a time: memory holds one, however many samples there are."""
+        """The planes (h, w) of a cube on so many rows and columns, in the order of a FITS file, one at a time."""
         cut = (slice(rows.start, rows.stop), slice(columns.start, columns.stop))
         files = [safe_open(self._path(tile.name), "pt").__enter__() for tile in self._tiling.tiles]
         slices = [file.get_slice(cube) for file in files]

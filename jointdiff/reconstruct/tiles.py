@@ -6,7 +6,7 @@ dies away within CONTEXT pixels of where the data of a tile end. What is kept of
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,6 +76,12 @@ class View:
     field: PaddedField
     corner: tuple[int, int]
 
+    @property
+    def torus(self) -> Tile:
+        """All its pixels, in the field's grid and beyond."""
+        rows, columns = (range(n, n + side) for n, side in zip(self.corner, self.field.grid.shape, strict=True))
+        return Tile((0, 0), rows, columns)
+
 
 class Tiling:
     """A field's padded grid in tiles of at most ``size`` pixels on a side, alike but for the last of a row or column.
@@ -86,7 +92,7 @@ class Tiling:
 
     def __init__(self, field: PaddedField, size: int, stride: int):
         self.field = field
-        gap = math.ceil(margin_of(field.observations, field.core.scale))
+        self._gap = gap = math.ceil(margin_of(field.observations, field.core.scale))
         axes = [_Axis(side, size, CONTEXT + gap, stride) for side in field.grid.shape]
         self._axes, self.shape = axes, (axes[0].length, axes[1].length)
         self.tiles = [
@@ -104,6 +110,17 @@ class Tiling:
         (height, width), (full_h, full_w) = self.shape, self.field.grid.shape
         grid = self.field.grid.padded((-y, y + height - full_h), (-x, x + width - full_w))
         return View(seen_in(self.field, grid, (y, x), (tile.rows, tile.columns), CONTEXT), (y, x))
+
+    def around(self, part: Tile) -> View:
+        """A part of the field and CONTEXT about it, on a torus of its own that suits no network."""
+        spans, sides = [], self.field.grid.shape
+        for span in part.spans:
+            reach = CONTEXT + self._gap
+            length = next_fast_len(len(span) + 2 * reach)
+            spans.append((span.start - reach, span.start - reach + length))
+        (top, bottom), (left, right) = spans
+        grid = self.field.grid.padded((-top, bottom - sides[0]), (-left, right - sides[1]))
+        return View(seen_in(self.field, grid, (top, left), part.spans, CONTEXT), (top, left))
 
     def views(self, most: int) -> Iterator[View]:
         """What at most so many tiles see, evenly spread over the field."""
@@ -159,18 +176,16 @@ class Tiling:
     ) -> Draws:
         """The samples of a seamless method on the pixels of a tile alone. amplitude, mean: the field's, as above."""
         view = self.view(tile)
-        torus = Tile(tile.place, *(range(n, n + side) for n, side in zip(view.corner, self.shape, strict=True)))
-        own = padded_crop(mean, torus).to(self.weights)
+        own = padded_crop(mean, view.torus).to(self.weights)
         shared = Shared(amplitude.to(self.weights), self.weights, own)
         draws = method.sharing(shared).sample(view.field.observations, view.field.grid, count, stream)
         return Draws(tile.crop(draws.samples, *view.corner), tile.crop(draws.mean, *view.corner), draws.converged)
 
 
-def tile_size(field: PaddedField, asked: int) -> int:
-    """Side of a field's tiles: the one asked for or, for 0, TILE; the field's own where it is no larger."""
-    height, width = field.grid.shape
-    whole = height * width <= WHOLE**2 if asked == 0 else max(field.core.shape) <= asked
-    return max(height, width) if whole else asked or TILE
+def tile_size(shape: tuple[int, int], asked: int) -> int:
+    """Side of the tiles of a field of this shape, ``asked`` or, for 0, TILE; 0 for a field that is sampled whole."""
+    whole = shape[0] * shape[1] <= WHOLE**2 if asked == 0 else max(shape) <= asked
+    return 0 if whole else asked or TILE
 
 
 class _Axis:
@@ -205,11 +220,3 @@ def padded_crop(images: Tensor, tile: Tile) -> Tensor:
     out = images.new_zeros(*images.shape[:-2], *tile.shape)
     out[..., *inside.within(tile.rows.start, tile.columns.start)] = images[..., *inside.within(0, 0)]
     return out
-
-
-def spread(images: Sequence[Tensor], tiles: Sequence[Tile], shape: tuple[int, int]) -> Tensor:
-    """Images (…, h, w) of tiles, put together to (…, H, W)."""
-    whole = images[0].new_empty(*images[0].shape[:-2], *shape)
-    for image, tile in zip(images, tiles, strict=True):
-        whole[..., *tile.within(0, 0)] = image
-    return whole
