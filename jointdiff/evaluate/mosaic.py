@@ -270,7 +270,7 @@ def job_of(field: Field, given: tuple, tile: int, workers: Workers) -> FieldJob 
     """
     size = tile_size(field.grid.shape, tile)
     if size:
-        return MosaicJob(field, *given, size=size, workers=workers)
+        return MosaicJob(field, *given, size=size, workers=workers)  # type: ignore[misc]  # the tuple ends before size
     return FieldJob(field, *given) if workers.first else None
 
 

@@ -108,7 +108,7 @@ def stream_reconstruction(
             size = shape if name == "SAMPLES" else shape[1:]
             empty = np.broadcast_to(np.float32(0), size)  # for its header alone
             header = _cube_hdu(name, empty, bands, wcs, target_fwhm).header
-            with closing(fits.StreamingHDU(temporary, header)) as hdu:
+            with closing(fits.StreamingHDU(str(temporary), header)) as hdu:
                 for plane in cube:
                     hdu.write(np.asarray(plane, dtype=np.float32))
 
