@@ -181,7 +181,7 @@ class MosaicJob(FieldJob):
         """One catalog of those of all tiles, its rows by their number among the sources of the field."""
         if not tables:
             view = self._tiling.around(self._tiling.tiles[0])
-            nothing = torch.zeros(2, len(self.names), *view.field.grid.shape)
+            nothing = torch.zeros(self._count, len(self.names), *view.field.grid.shape)
             none = Segments(np.zeros(view.field.grid.shape, dtype=int), np.empty(0), np.empty(0))
             denoiser = self._reconstructor.denoiser
             model = denoiser.forward_model(view.field.observations, view.field.grid)

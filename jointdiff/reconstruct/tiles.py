@@ -104,12 +104,12 @@ class Tiling:
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def view(self, tile: Tile) -> View:
-        """What a tile sees."""
+    def view(self, tile: Tile, context: int | None = None) -> View:
+        """What a tile sees, with the data of so many pixels around it: CONTEXT, where it is not said."""
         y, x = (axis.start(span) for axis, span in zip(self._axes, (tile.rows, tile.columns), strict=True))
         (height, width), (full_h, full_w) = self.shape, self.field.grid.shape
         grid = self.field.grid.padded((-y, y + height - full_h), (-x, x + width - full_w))
-        return View(seen_in(self.field, grid, (y, x), (tile.rows, tile.columns), CONTEXT), (y, x))
+        return View(seen_in(self.field, grid, (y, x), tile.spans, CONTEXT if context is None else context), (y, x))
 
     def around(self, part: Tile) -> View:
         """A part of the field and CONTEXT about it, on a torus of its own that suits no network."""
@@ -123,10 +123,10 @@ class Tiling:
         return View(seen_in(self.field, grid, (top, left), part.spans, CONTEXT), (top, left))
 
     def views(self, most: int) -> Iterator[View]:
-        """What at most so many tiles see, evenly spread over the field."""
+        """At most so many tiles, evenly spread over the field, each with its own data: none count twice."""
         step = max(1, math.ceil(len(self) / most))
         for tile in self.tiles[step // 2 :: step]:
-            yield self.view(tile)
+            yield self.view(tile, 0)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -163,7 +163,7 @@ class Tiling:
             share = ramps[0][:, None] * ramps[1]
             total[..., *wide.within(0, 0)] += share * wide.crop(mean, *view.corner)
             shares[wide.within(0, 0)] += share
-        return total / shares
+        return total.div_(shares)
 
     def sample(
         self,

@@ -45,12 +45,15 @@ def command(scene: Path, model: Path, output: Path, *options: str) -> list[str]:
     return ["reconstruct", "--scene", str(scene), *fixed, *options]
 
 
-def plant(scene: Path, counts: float) -> None:
-    """Adds a source to VIS, at pixel (22, 18)."""
+def plant(scene: Path, counts: float, at: tuple[int, int] = (22, 18)) -> None:
+    """Adds a source to VIS, at pixel (y, x)."""
     path = scene.parent / "VIS.fits"
     pixels, header = fits.getdata(path, header=True)
     psf = fits.getdata(scene.parent / "VIS_psf.fits")
-    pixels[12:33, 8:29] += counts * psf
+    y, x = at
+    stamp = np.zeros((n := pixels.shape[0] + 20, n))
+    stamp[y : y + 21, x : x + 21] = counts * psf
+    pixels += stamp[10:-10, 10:-10]
     fits.writeto(path, pixels, header, overwrite=True)
 
 
