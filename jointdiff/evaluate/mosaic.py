@@ -20,14 +20,10 @@ from jointdiff.io.scene_files import Field
 from jointdiff.measure.catalog import MeasureSettings
 from jointdiff.measure.conformal import Calibration
 from jointdiff.measure.detection import Segments, detect, detection_image, typical_noise
-from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import check_size, seen_in
 from jointdiff.reconstruct.store import CUBES, Note, TileStore, key_of
-from jointdiff.reconstruct.tiles import BLEND, CONTEXT, Tile, Tiling, View, tile_size
-
-ALIGNED = 9
-"""Tiles, spread over the field, whose light tells the shifts of the images."""
+from jointdiff.reconstruct.tiles import BLEND, CONTEXT, Tile, Tiling, View, divided, tile_size
 
 _REACH = 24
 """Pixels beyond a tile that the filters of the detection image see: their kernels end within."""
@@ -121,12 +117,8 @@ class MosaicJob(FieldJob):
         """What all tiles share, found or read; moves the observations as it says. And the header's keywords."""
         denoiser = self._reconstructor.denoiser
         if self._workers.first and store.note() is None:
-            field, found = self.padded, None
-            if self._align:
-                field, found = align_field(field, denoiser, [view.field for view in self._tiling.views(ALIGNED)])
-            tiling = Tiling(field, self._size, denoiser.network.stride)
-            amplitude = tiling.amplitude(denoiser)
-            store.write_note(Note.of(key, amplitude, found), tiling.mean(denoiser, amplitude))
+            _, found, amplitude, mean = divided(self.padded, self._size, denoiser, self._align)
+            store.write_note(Note.of(key, amplitude, found), mean)
         self._workers.wait()
         note = store.note()
         assert note is not None, "nobody wrote what the tiles share"

@@ -16,6 +16,7 @@ from jointdiff.reconstruct.field import check_size, pad_field
 from jointdiff.reconstruct.posterior_sampling import DPS, MMPS, PiGDM
 from jointdiff.reconstruct.richardson_lucy import ImageSpace, RichardsonLucy
 from jointdiff.reconstruct.starlet import Starlet
+from jointdiff.reconstruct.tiles import divided, tile_size
 from jointdiff.reconstruct.wiener import BandWiener, Wiener
 from jointdiff.scene import Band, Grid, Observation
 from jointdiff.settings import Method
@@ -75,12 +76,14 @@ def reconstruct(
     evaluations: int = 8,
     mode: str = "amortized",
     align: bool = True,
+    tile: int = 0,
 ) -> SkySamples:
     """Sample the sharp sky of one field from its observations (B = 1).
 
     grid: pixels to reconstruct, by default those of VIS. seed, name: of the random numbers. evaluations: of the network
     per sample, at least 3. mode: how diffusion sees the data (METHOD section 7). align: correct the positions of
-    the observations by their own light (METHOD section 4). Given a field's name and the grid of
+    the observations by their own light (METHOD section 4). tile: side (pixels) of the tiles that a larger field is cut
+    into (METHOD section 12); 0 for 256, of fields above 512 × 512 alone. Given a field's name and the grid of
     its reference, these are the samples of the reconstruct command. Raises InputError for observations that do not suit
     the denoiser.
     """
@@ -95,7 +98,13 @@ def reconstruct(
     field = pad_field(observations, grid, denoiser)
     check_size(field.grid.shape, num_samples, len(denoiser.bands), name)
     reconstructor.check(field.observations, name)
-    if align:
-        field = align_field(field, denoiser)[0]
-    draws = reconstructor.sample(field.observations, field.grid, num_samples, NoiseStream(seed, name))
+    stream = NoiseStream(seed, name)
+    if size := tile_size(grid.shape, tile):
+        if not reconstructor.seamless:
+            raise InputError(f"{name}: method {method} in mode {mode} knows no tiles: give a larger tile")
+        tiling, _, amplitude, shared = divided(field, size, denoiser, align)
+        draws = tiling.sample_all(reconstructor, num_samples, stream, amplitude, shared)
+    else:
+        field = align_field(field, denoiser)[0] if align else field
+        draws = reconstructor.sample(field.observations, field.grid, num_samples, stream)
     return SkySamples(field.crop(draws.samples), field.crop(draws.mean), denoiser.bands, grid, denoiser.target_fwhm)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.gaussian import Evidence, GaussianPosterior, likeliest_amplitude
+from jointdiff.reconstruct.align import Alignment, align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, Shared
 from jointdiff.reconstruct.field import PaddedField, margin_of, seen_in
 
@@ -30,6 +31,9 @@ CONTEXT = 48
 
 BLEND = 16
 """Pixels on either side of a tile's border over which Gaussian posterior means are blended."""
+
+MOST_ALIGNED = 9
+"""Tiles, spread over the field, whose light tells the shifts of its images."""
 
 MOST_EVIDENCE = 64
 """Tiles, spread over the field, whose evidence tells its amplitude."""
@@ -180,6 +184,31 @@ class Tiling:
         shared = Shared(amplitude.to(self.weights), self.weights, own)
         draws = method.sharing(shared).sample(view.field.observations, view.field.grid, count, stream)
         return Draws(tile.crop(draws.samples, *view.corner), tile.crop(draws.mean, *view.corner), draws.converged)
+
+    def sample_all(
+        self, method: Reconstructor, count: int, stream: NoiseStream, amplitude: Tensor, mean: Tensor
+    ) -> Draws:
+        """The samples on the whole padded grid, in memory."""
+        drawn = [self.sample(method, tile, count, stream, amplitude, mean) for tile in self.tiles]
+        like, shape = drawn[0].samples, self.field.grid.shape
+        samples, means = like.new_empty(*like.shape[:2], *shape), like.new_empty(like.shape[1], *shape)
+        for tile, draws in zip(self.tiles, drawn, strict=True):
+            samples[..., *tile.within(0, 0)] = draws.samples
+            means[..., *tile.within(0, 0)] = draws.mean
+        return Draws(samples, means, all(draws.converged for draws in drawn))
+
+
+def divided(
+    field: PaddedField, size: int, denoiser: Denoiser, align: bool
+) -> tuple[Tiling, Alignment | None, Tensor, Tensor]:
+    """A field in tiles, its observations moved by what was found of their shifts; amplitude and mean of the tiles."""
+    found, stride = None, denoiser.network.stride
+    if align:
+        parts = [view.field for view in Tiling(field, size, stride).views(MOST_ALIGNED)]
+        field, found = align_field(field, denoiser, parts)
+    tiling = Tiling(field, size, stride)
+    amplitude = tiling.amplitude(denoiser)
+    return tiling, found, amplitude, tiling.mean(denoiser, amplitude)
 
 
 def tile_size(shape: tuple[int, int], asked: int) -> int:

@@ -8,13 +8,12 @@ import pytest
 from astropy.io import fits
 
 from jointdiff import cli
-from jointdiff.evaluate import mosaic
 from jointdiff.evaluate.field import FieldJob
 from jointdiff.evaluate.mosaic import MosaicJob, Workers
 from jointdiff.io.products import read_catalog, read_reconstruction
 from jointdiff.io.scene_files import read_field
 from jointdiff.reconstruct import tiles
-from jointdiff.reconstruct.api import build_reconstructor
+from jointdiff.reconstruct.api import build_reconstructor, reconstruct
 from jointdiff.reconstruct.base import Draws
 from jointdiff.reconstruct.checkpoint import load_denoiser, save_denoiser
 from jointdiff.reconstruct.store import TileStore
@@ -152,11 +151,20 @@ def test_tiles_of_other_settings_or_data_are_drawn_again(scene, model, tmp_path,
     assert len(names) == 12
 
 
+def test_both_doors_lead_to_the_same_tiles(scene, model, tmp_path):
+    assert cli.main(tiled(scene, model, tmp_path / "out", "--seed", "5")) == 0
+    told = read_reconstruction(tmp_path / "out" / "good" / "reconstruction.fits")
+    field, options = read_field(scene), {"evaluations": 4, "align": False, "tile": 38}
+    sky = reconstruct(field.observations, load_denoiser(model), 3, 5, name=field.name, grid=field.grid, **options)
+    np.testing.assert_array_equal(sky.samples.cpu().numpy(), told.samples)
+    np.testing.assert_array_equal(sky.mean.cpu().numpy(), told.mean)
+
+
 def test_the_shifts_of_a_field_are_found_once(scene, model, tmp_path, monkeypatch):
     """A run that goes on reads them, with the amplitude, and moves every image as the first did."""
     store, calls = [], []
     monkeypatch.setattr(TileStore, "remove", lambda self: store.append(self))
-    monkeypatch.setattr(mosaic, "align_field", lambda *a, found=mosaic.align_field: calls.append(1) or found(*a))
+    monkeypatch.setattr(tiles, "align_field", lambda *a, found=tiles.align_field: calls.append(1) or found(*a))
     for _ in range(2):
         assert cli.main(command(scene, model, tmp_path / "out", "--tile", "39")) == 0
     assert len(calls) == 1
