@@ -13,10 +13,12 @@ from astropy.table import Table
 from scipy.ndimage import find_objects
 
 from jointdiff.errors import InputError
+from jointdiff.evaluate.exports import Extras, export, write_picture
 from jointdiff.evaluate.field import FieldJob, chi2_text, misfit
 from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
-from jointdiff.io.products import merge_catalogs, stream_reconstruction, write_catalog
+from jointdiff.io.products import merge_catalogs, stream_reconstruction
 from jointdiff.io.scene_files import Field
+from jointdiff.measure.aliases import add_aliases
 from jointdiff.measure.catalog import MeasureSettings
 from jointdiff.measure.conformal import Calibration
 from jointdiff.measure.detection import Segments, detect, detection_image, typical_noise
@@ -68,6 +70,7 @@ class MosaicJob(FieldJob):
         align: bool = True,
         calibration: Calibration | None = None,
         check: Reconstructor | None = None,
+        extras: Extras | None = None,
         size: int = 256,
         workers: Workers | None = None,
     ):
@@ -79,7 +82,7 @@ class MosaicJob(FieldJob):
                 f"{field.name}: {how} knows no tiles, and {shape} pixels are above those sampled whole: take method "
                 f"wiener, or diffusion in mode amortized; or a larger --tile ({field.path})"
             )
-        super().__init__(field, reconstructor, count, align, calibration)
+        super().__init__(field, reconstructor, count, align, calibration, extras=extras)
 
     @property
     def _tiling(self) -> Tiling:
@@ -226,11 +229,13 @@ class MosaicJob(FieldJob):
         shape = (self._count, len(self.names), *field.core.shape)
         layout = (denoiser.bands, self.field.wcs, denoiser.target_fwhm)
         stream_reconstruction(folder / "reconstruction.fits", planes, shape, *layout, provenance, cards)
-        write_catalog(folder / "catalog.fits", catalog, provenance)
-        self._draw_middle(store, folder / "figure.png")
+        if self._extras.aliases != "none":
+            add_aliases(catalog, denoiser.bands, self._extras.aliases)
+        export(folder, catalog, provenance, self._extras.ecsv)
+        self._draw_middle(store, folder)
 
-    def _draw_middle(self, store: TileStore, path: Path) -> None:
-        """The figure of the tile in the middle of the field: of all of it, nothing could be seen."""
+    def _draw_middle(self, store: TileStore, folder: Path) -> None:
+        """The pictures of the tile in the middle of the field: of all of it, nothing could be seen."""
         tiling, denoiser, field = self._tiling, self._reconstructor.denoiser, self.padded
         tile = tiling.tiles[len(tiling) // 2]
         view = tiling.around(tile)
@@ -252,7 +257,9 @@ class MosaicJob(FieldJob):
             field.core.scale,
             f"{self.field.name}, tile {tile.name}, {self._reconstructor.method}",
         )
-        save_figure(figure, path)
+        save_figure(figure, folder / "figure.png")
+        bands = [o.band.name for o in seen if o.present.any()]
+        write_picture(folder, self.names, bands, cut(mean).numpy(), field.core.scale)
 
 
 def job_of(field: Field, given: tuple, tile: int, workers: Workers) -> FieldJob | None:
