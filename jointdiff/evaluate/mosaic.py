@@ -45,9 +45,13 @@ class Workers:
         """Those that accelerate or torchrun launched; patience: hours that one waits for another."""
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return cls()
-        from accelerate import PartialState
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
-        state = PartialState(timeout=timedelta(hours=patience))
+        # PartialState alone does not know of ACCELERATE_USE_CPU, and takes each process for the only one.
+        patient = InitProcessGroupKwargs(timeout=timedelta(hours=patience))
+        state = Accelerator(mixed_precision="no", kwargs_handlers=[patient])
+        assert state.num_processes == int(os.environ["WORLD_SIZE"]), "processes that do not know of each other"
         return cls(state.process_index, state.num_processes, state.wait_for_everyone, state.device)
 
     @property

@@ -33,8 +33,8 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def scene(tmp_path, monkeypatch) -> Path:
-    """A field of 40 × 40 pixels with a source, to be cut into tiles that see little around them."""
-    monkeypatch.setattr(tiles, "CONTEXT", 12)
+    """A field of 40 × 40 pixels with a source, to be cut into tiles that see no more around them than apertures do."""
+    monkeypatch.setattr(tiles, "CONTEXT", 20)
     monkeypatch.setattr(tiles, "BLEND", 8)
     path = write_good_scene(tmp_path / "good")
     plant(path, 600)
@@ -215,7 +215,7 @@ def test_mistakes(options, told, scene, model, tmp_path, capsys):
 
 
 def test_an_empty_field_has_an_empty_catalog(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(tiles, "CONTEXT", 12)
+    monkeypatch.setattr(tiles, "CONTEXT", 20)
     monkeypatch.setattr(tiles, "BLEND", 8)
     path = write_good_scene(tmp_path / "good")
     for band in ("VIS", "g"):
