@@ -19,6 +19,7 @@ from jointdiff.io.wcs import sky_position
 from jointdiff.measure.catalog import (
     CORRELATED_NOISE,
     MODES_DISAGREE,
+    NEAR_STAR,
     NOT_CONVERGED,
     MeasureSettings,
     find_sources,
@@ -32,6 +33,7 @@ from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
+from jointdiff.reconstruct.stars import subtract_stars
 
 
 class FieldJob:
@@ -57,6 +59,7 @@ class FieldJob:
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
+        self.padded, self._stars = subtract_stars(self.padded, field.name)
         check_size(self.padded, count, len(self.names), f"{field.name} ({field.path})")
         for method in (reconstructor, check):
             if method is not None:
@@ -129,6 +132,8 @@ class FieldJob:
         catalog["flags"] |= CORRELATED_NOISE * bool(padded.correlated) | NOT_CONVERGED * (not draws.converged)
         catalog["y"] -= padded.corner[0]
         catalog["x"] -= padded.corner[1]
+        for star in self._stars:
+            catalog["flags"] |= NEAR_STAR * star.near(catalog["y"], catalog["x"], scale)
         if len(catalog):
             pixels = np.column_stack([catalog["y"], catalog["x"]])
             reference = self.field.reference

@@ -16,6 +16,7 @@ from jointdiff.reconstruct.field import check_size, pad_field
 from jointdiff.reconstruct.posterior_sampling import DPS, MMPS, PiGDM
 from jointdiff.reconstruct.richardson_lucy import ImageSpace, RichardsonLucy
 from jointdiff.reconstruct.starlet import Starlet
+from jointdiff.reconstruct.stars import subtract_stars
 from jointdiff.reconstruct.wiener import BandWiener, Wiener
 from jointdiff.scene import Band, Grid, Observation
 from jointdiff.settings import Method
@@ -95,6 +96,7 @@ def reconstruct(
     field = pad_field(observations, grid, denoiser)
     check_size(field, num_samples, len(denoiser.bands), name)
     reconstructor.check(field.observations, name)
+    field = subtract_stars(field, name)[0]
     if align:
         field = align_field(field, denoiser)[0]
     draws = reconstructor.sample(field.observations, field.grid, num_samples, NoiseStream(seed, name))

@@ -1,5 +1,6 @@
 """Stars that outshine a field: fitted, subtracted, and masked where they cannot be subtracted (METHOD section 5)."""
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,16 +41,26 @@ _MOST, _STEPS = 4, 6
 
 @dataclass(frozen=True)
 class Star:
-    """One that was taken out. y, x: pixel of the padded grid; magnitude: VIS, AB; radius: of the largest mask, arcsec."""
+    """One that was taken out. y, x: pixel of the core; magnitude: VIS, AB; radius: of its largest mask, arcsec."""
 
     y: float
     x: float
     magnitude: float
     radius: float
 
+    @property
+    def line(self) -> str:
+        """What was done about it."""
+        place = f"a star of VIS {self.magnitude:.1f} at x {self.x:.0f}, y {self.y:.0f} outshines all else"
+        return f"{place}: subtracted, and masked within {self.radius:.1f} arcsec"
 
-def subtract_stars(field: PaddedField) -> tuple[PaddedField, tuple[Star, ...]]:
-    """The field without the stars that outshine it, and which they were.
+    def near(self, y: np.ndarray, x: np.ndarray, scale: float) -> np.ndarray:
+        """True for pixels of the core, of ``scale`` arcsec, within REACH of the mask."""
+        return np.hypot(y - self.y, x - self.x) * scale < self.radius + REACH
+
+
+def subtract_stars(field: PaddedField, name: str) -> tuple[PaddedField, tuple[Star, ...]]:
+    """The field without the stars that outshine it, and which they were; each is told by a warning.
 
     Such a star is of BRIGHT or brighter in VIS, point-like, and OUTSHINES times all else. Its flux and position are
     fitted in each band; its subtraction leaves a variance of (WINGS × what it shines near by)², and zero weight where
@@ -61,9 +72,10 @@ def subtract_stars(field: PaddedField) -> tuple[PaddedField, tuple[Star, ...]]:
         if found is None:
             break
         left, radius = zip(*(_without(o, found.position) for o in field.observations), strict=True)
-        y, x = field.grid.locate(found.position)
+        y, x = field.core.locate(found.position)
         field = replace(field, observations=left)
         stars.append(Star(float(y), float(x), float(magnitude(found.flux)), max(radius)))
+        warnings.warn(f"{name}: {stars[-1].line}", stacklevel=2)
     return field, tuple(stars)
 
 
