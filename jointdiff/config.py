@@ -230,7 +230,8 @@ def train(config: Config) -> None:
     scene, network = config.scene, config.network
     bands = [(band.name, band.filter) for band in build.bands(config)]
     size = (scene.pixel_scale, scene.target_fwhm, len(prior.wavenumbers))
-    denoiser = Denoiser(bands, *size, widths=network.widths, blocks=network.blocks)
+    levels = [scene.jitter, scene.zero_point_error, scene.psf_error, scene.sky_error]
+    denoiser = Denoiser(bands, *size, widths=network.widths, blocks=network.blocks, levels=levels)
     denoiser.set_prior(prior)
     denoiser.network_dtype = network_dtype(config.training.mixed_precision, accelerator.device)
     trainer = Trainer(accelerator, denoiser, simulator, config.training, run)

@@ -19,6 +19,7 @@ from jointdiff.diffusion.network import UNet
 from jointdiff.diffusion.symmetry import Symmetry, seen_through
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import Conditional, GaussianPosterior, GaussianPrior
+from jointdiff.nuisances import Levels, marginal_posterior
 from jointdiff.scene import Band, Grid, Observation
 
 FIELDS = 7
@@ -65,7 +66,8 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
     """Holds Γ, the bands, the pixel scale, the target PSF and the network: all that a checkpoint has to say.
 
     bands: ((name, filter), …). pixel_scale, target_fwhm: arcsec. wavenumbers: the number K of tabulated Γ(k).
-    widths, blocks: of the network (see UNet).
+    widths, blocks: of the network (see UNet). levels: what nobody knows of an observation, nuisances.Levels, for which
+    the Gaussian posterior allows as training did.
     """
 
     wavenumbers: Tensor
@@ -79,8 +81,10 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         wavenumbers: int,
         widths: Sequence[int],
         blocks: int,
+        levels: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
     ):
         super().__init__()
+        self.levels = Levels(*levels)
         self.bands = tuple(Band(name, curve) for name, curve in bands)
         self.pixel_scale, self.target_fwhm = pixel_scale, target_fwhm
         self.network_dtype: torch.dtype | None = None  # autocast of the network alone; the Gaussian part is float32
@@ -110,12 +114,8 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
 
         The maps are μ₀ in posterior sigmas, the matched-filter significance, and how much of the data covers a pixel.
         """
-        posterior = GaussianPosterior(
-            self.forward_model(observations, grid),
-            observations,
-            self.prior.on(grid),
-            amplitude,
-        )
+        model, gamma = self.forward_model(observations, grid), self.prior.on(grid)
+        posterior = marginal_posterior(model, observations, gamma, self.levels, amplitude=amplitude)
         power = posterior.data_precision.diagonal(dim1=-2, dim2=-1)  # (B, H, W//2 + 1, C)
         depth = power[:, 0, 0].view(len(power), -1, 1, 1)
         present = self._observed(observations).to(depth).view_as(depth)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jointdiff.gaussian import GaussianPosterior
+from jointdiff.nuisances import marginal_posterior
 from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.scene import Grid, Observation
 
@@ -30,10 +30,11 @@ class Wiener(Reconstructor):
 
     @torch.no_grad()
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
-        posterior = GaussianPosterior(
+        posterior = marginal_posterior(
             self.denoiser.forward_model(observations, grid),
             observations,
             self.covariance(grid),
+            self.denoiser.levels,
             tolerance=TOLERANCE,
             max_steps=MAX_STEPS,
         )
