@@ -8,7 +8,6 @@ h w observed pixels, n PSF stamp pixels.
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from jointdiff.correlation import convolved, weighed
@@ -100,8 +99,7 @@ class Observation:
     ivar: (B, h, w), inverse variance in nJy⁻²; zero where masked or missing.
     correlation: power spectrum ρ (B, h, w//2 + 1) of the noise in units of its deviation, of mean 1 (correlation.py);
         None for white noise.
-    modes: images (B, K, h, w), nJy per pixel, by each of which all pixels may be off together: N has their outer
-        products, too. None for none.
+    position_error: standard deviation of its position along each axis, arcsec; None for the usual one.
     """
 
     band: Band
@@ -109,7 +107,7 @@ class Observation:
     image: Tensor
     ivar: Tensor
     correlation: Tensor | None = None
-    modes: Tensor | None = None
+    position_error: float | None = None
 
     @property
     def present(self) -> Tensor:
@@ -123,47 +121,20 @@ class Observation:
 
     def weigh(self, image: Tensor) -> Tensor:
         """N⁻¹ image, (B, h, w): zero where masked. Noise behind masks is what the seen pixels foretell of it."""
-        weighed_ = self._weigh_pixels(image)
-        if self.modes is None:
-            return weighed_
-        heavy, values, vectors = self._mode_weights()
-        return weighed_ - self._projected(weighed_, heavy, 1 / (1 + values), vectors)
+        return self.ivar * image if self.correlation is None else weighed(image, self.ivar, self.correlation)
 
     def weighed_noise(self, white: Tensor) -> Tensor:
         """N⁻¹ of a draw of the noise, which has covariance N⁻¹, from white noise (B, h, w)."""
-        draw = self.ivar.sqrt() * white
-        if self.correlation is not None:
-            draw = self._weigh_pixels(self.noise(white))
-        if self.modes is None:
-            return draw
-        heavy, values, vectors = self._mode_weights()
-        root = (1 + values).sqrt()
-        return draw - self._projected(draw, heavy, 1 / (root * (1 + root)), vectors)
+        return self.ivar.sqrt() * white if self.correlation is None else self.weigh(self.noise(white))
 
     def noise(self, white: Tensor) -> Tensor:
         """A draw of the noise, of covariance N, from white noise (B, h, w), nJy per pixel; zero where masked."""
         deviation = self.ivar.rsqrt().where(self.ivar > 0, 0.0)
         return deviation * (white if self.correlation is None else convolved(white, self.correlation.sqrt()))
 
-    def _weigh_pixels(self, image: Tensor) -> Tensor:
-        return self.ivar * image if self.correlation is None else weighed(image, self.ivar, self.correlation)
-
-    def _mode_weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W M for weights W and modes M, and eigenvalues and vectors of Mᵀ W M."""
-        assert self.modes is not None
-        heavy = torch.stack([self._weigh_pixels(mode) for mode in self.modes.unbind(1)], 1)
-        values, vectors = torch.linalg.eigh(torch.einsum("bkhw,blhw->bkl", self.modes, heavy))
-        return heavy, values.clamp(min=0), vectors
-
-    def _projected(self, weighed_: Tensor, heavy: Tensor, factors: Tensor, vectors: Tensor) -> Tensor:
-        """W M V diag(factors) Vᵀ Mᵀ w of weighed images w (Woodbury 1950)."""
-        along = torch.einsum("bkl,bk->bl", vectors, torch.einsum("bkhw,bhw->bk", self.modes, weighed_))
-        return torch.einsum("bk,bkhw->bhw", torch.einsum("bkl,bl->bk", vectors, factors * along), heavy)
-
     def to(self, *args) -> "Observation":
         moved = replace(self, frame=self.frame.to(*args), image=self.image.to(*args), ivar=self.ivar.to(*args))
-        more = {name: getattr(self, name) for name in ("correlation", "modes")}
-        return replace(moved, **{name: value.to(*args) for name, value in more.items() if value is not None})
+        return moved if self.correlation is None else replace(moved, correlation=self.correlation.to(*args))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The joint Wiener filter: the posterior of a Gaussian process, masks and uneven noise included."""
+"""The joint Wiener filter: the posterior of a Gaussian process; masks, uneven noise and observation errors included."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jointdiff.nuisances import marginal_posterior
+from jointdiff.gaussian import GaussianPosterior
+from jointdiff.nuisances import nuisances_of
 from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.scene import Grid, Observation
 
@@ -30,23 +31,24 @@ class Wiener(Reconstructor):
 
     @torch.no_grad()
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
-        posterior = marginal_posterior(
+        posterior = GaussianPosterior(
             self.denoiser.forward_model(observations, grid),
             observations,
             self.covariance(grid),
-            self.denoiser.levels,
             tolerance=TOLERANCE,
             max_steps=MAX_STEPS,
         )
         error = float(posterior.error(posterior.mean))
         if error > CONVERGED:
             warnings.warn(f"{stream.name}: its Wiener mean is off by {error:.2f} standard deviations", stacklevel=2)
-        mean = posterior.mean[0]
-        shapes = [mean.shape, *(o.image.shape[1:] for o in observations)]
+        nuisances = nuisances_of(posterior, self.denoiser.levels)
+        mean = nuisances.sky(nuisances.mean[None])[0]
+        shapes = [mean.shape, *(o.image.shape[1:] for o in observations), (nuisances.count,)]
         samples = []
         for numbers in chunks(count, CHUNK):
-            scene, *data = stream.normal(numbers, shapes, mean)
-            samples.append(posterior.perturbed(scene, data))
+            scene, *data, white = stream.normal(numbers, shapes, mean)
+            moved = nuisances.sky(nuisances.draw(white)) - posterior.mean
+            samples.append(posterior.perturbed(scene, data) + moved)
         return Draws(torch.cat(samples), mean)
 
 
