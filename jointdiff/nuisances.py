@@ -41,6 +41,9 @@ class Levels:
     psf: float = 0.0
     sky: float = 0.0
 
+    def __bool__(self) -> bool:
+        return any(astuple(self))
+
     def position(self, observation: Observation) -> float:
         """That of an observation's position: its own, where it has one."""
         usual = 0.0 if observation.band.name == "VIS" else self.jitter
@@ -70,16 +73,20 @@ class Nuisances:
 
     def draw(self, white: Tensor) -> Tensor:
         """ν (S, D), from white noise (S, D)."""
-        return self.mean + white @ self.root.mT
+        return self.mean + white.to(self.root) @ self.root.mT
 
     def sky(self, values: Tensor) -> Tensor:
         """E[x | y, ν] (S, C, H, W) for ν (S, D)."""
         return self.posterior.mean - torch.tensordot(values, self.pull, 1)
 
+    def offsets(self, values: Tensor) -> list[Tensor]:
+        """M ν, (S, h, w) for each observation, nJy per pixel, for ν (S, D); none where nothing is uncertain."""
+        return [torch.tensordot(values, modes, 1) for modes in self.modes] if self.count else []
+
     def corrected(self, values: Tensor) -> list[Observation]:
         """The observations as they would be without ν (S, D): S images each, of the same weights."""
-        seen = zip(self.posterior.observations, self.modes, strict=True)
-        return [replace(o, image=o.image - torch.tensordot(values, modes, 1)) for o, modes in seen]
+        seen = zip(self.posterior.observations, self.offsets(values), strict=True)
+        return [replace(o, image=o.image - offset) for o, offset in seen]
 
 
 @torch.no_grad()
@@ -134,7 +141,7 @@ def _modes(posterior: GaussianPosterior, levels: Levels) -> tuple[list[Tensor], 
     observations, like = posterior.observations, posterior.mean
     own: list[list[Tensor]] = [[] for _ in observations]
     learnt: list[bool] = []
-    if any(astuple(levels)):
+    if levels:
         light, slopes, width = _derivatives(posterior.model, observations, like)
         for number, o in enumerate(observations):
             sky = o.depth.amax((1, 2), keepdim=True).rsqrt().expand_as(o.image)

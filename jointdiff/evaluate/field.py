@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from astropy.table import Table
-from torch import Tensor
 
 from jointdiff.errors import InputError
 from jointdiff.evaluate.accuracy import residual_chi2
@@ -31,7 +30,7 @@ from jointdiff.measure.detection import Segments
 from jointdiff.measure.modes import disagreement
 from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.reconstruct.align import align_field
-from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
+from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, misfits
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
 from jointdiff.reconstruct.stars import subtract_stars
 
@@ -96,7 +95,7 @@ class FieldJob:
         save_figure(figure, folder / "figure.png")
         print(
             f"{field.name}: {self._count} samples in {seconds:.1f} s; {len(catalog)} sources; residual χ²/N of the "
-            f"samples {self._chi2(draws.samples, model)}; wrote {folder}/",
+            f"samples {self._chi2(draws, model)}; wrote {folder}/",
             flush=True,
         )
         return catalog
@@ -154,12 +153,14 @@ class FieldJob:
         catalog.meta.update(MODETHR=known.threshold, MODERATE=known.measured_rate, MODENSMP=known.samples[1])
 
     @torch.no_grad()
-    def _chi2(self, samples: Tensor, model: ForwardModel) -> str:
+    def _chi2(self, draws: Draws, model: ForwardModel) -> str:
         """χ²/N of each observed band, mean of the samples."""
-        totals = np.zeros((len(self.padded.observations), 2))
-        for sample in samples:
-            for total, o, image in zip(totals, self.padded.observations, model(sample[None]), strict=True):
-                total += residual_chi2((o.image - image).cpu().numpy(), o.ivar.cpu().numpy())
+        observations = self.padded.observations
+        totals, images = np.zeros((len(observations), 2)), [o.image for o in observations]
+        for number, sample in enumerate(draws.samples):
+            left = misfits(images, model(sample[None]), [offset[number : number + 1] for offset in draws.offsets])
+            for total, o, residual in zip(totals, observations, left, strict=True):
+                total += residual_chi2(residual.cpu().numpy(), o.ivar.cpu().numpy())
         ratios = totals[:, 0] / np.maximum(totals[:, 1], 1)
         return ", ".join(f"{o.band.name} {r:.2f}" for o, r in zip(self.padded.observations, ratios, strict=True))
 

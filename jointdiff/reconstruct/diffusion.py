@@ -51,26 +51,28 @@ class Diffusion(Reconstructor):
     # Not inference_mode: forward.py keeps Fourier matrices, and training may later use those made here.
     @torch.no_grad()
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
-        posterior, residual, convergence = self._told(observations, grid)
-        nuisances = nuisances_of(posterior, self.denoiser.levels)
+        posterior, residual, convergence = whole, *_ = self._told(observations, grid)
+        amplitude, uncertain = posterior.amplitude.to(observations[0].image.dtype), self.denoiser.levels
+        if uncertain and self.mode == "factorized":  # whose posterior has the observations in another order
+            whole = self.denoiser.condition(observations, grid, amplitude).posterior
+        nuisances = nuisances_of(whole, uncertain)
         levels = levels_of(self._solver, posterior, self.evaluations)
         shapes = [*[posterior.mean.shape[1:]] * fields_of(self._solver, levels), (nuisances.count,)]
-        samples, dtype, amplitude, converged = [], observations[0].image.dtype, posterior.amplitude, True
+        samples, errors, converged = [], [], True
         for numbers in chunks(count, BATCH[self.mode]):
             *noise, white = stream.normal(numbers, shapes, posterior.mean)
+            errors.append(nuisances.draw(white))
             if nuisances.count:
-                values = nuisances.draw(white)
-                images = [o.to(dtype) for o in nuisances.corrected(values)]
-                start = nuisances.sky(values).to(dtype)
-                posterior, residual, convergence = self._told(images, grid, amplitude.to(dtype), start)
+                images, start = nuisances.corrected(errors[-1]), nuisances.sky(errors[-1])
+                posterior, residual, convergence = self._told(images, grid, amplitude, start)
             seen = [Symmetry.numbered(number, grid.shape, self.denoiser.network.stride) for number in numbers]
             samples.append(SOLVERS[self._solver](partial(residual, symmetries=seen), posterior, levels, noise))
             converged = converged and convergence.converged
-        drawn = torch.cat(samples).to(dtype)
+        drawn = torch.cat(samples).to(amplitude)
         if not converged:
             text = "the ground data were in part taken in with the covariance of Γ, for the network's did not converge"
             warnings.warn(f"{stream.name}: {text}", stacklevel=2)
-        return Draws(drawn, drawn.mean(0), converged)
+        return Draws(drawn, drawn.mean(0), converged, nuisances.offsets(torch.cat(errors)))
 
     def _told(
         self,

@@ -44,12 +44,12 @@ class Wiener(Reconstructor):
         nuisances = nuisances_of(posterior, self.denoiser.levels)
         mean = nuisances.sky(nuisances.mean[None])[0]
         shapes = [mean.shape, *(o.image.shape[1:] for o in observations), (nuisances.count,)]
-        samples = []
+        samples, errors = [], []
         for numbers in chunks(count, CHUNK):
             scene, *data, white = stream.normal(numbers, shapes, mean)
-            moved = nuisances.sky(nuisances.draw(white)) - posterior.mean
-            samples.append(posterior.perturbed(scene, data) + moved)
-        return Draws(torch.cat(samples), mean)
+            errors.append(nuisances.draw(white))
+            samples.append(posterior.perturbed(scene, data) + nuisances.sky(errors[-1]) - posterior.mean)
+        return Draws(torch.cat(samples), mean, offsets=nuisances.offsets(torch.cat(errors)))
 
 
 class BandWiener(Wiener):

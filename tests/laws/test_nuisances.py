@@ -16,7 +16,7 @@ from jointdiff.gaussian import GaussianPosterior, apply, field, spectrum
 from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.nuisances import Levels, nuisances_of
 from jointdiff.reconstruct.align import PRIOR, fit_shifts
-from jointdiff.reconstruct.base import NoiseStream, single_scenes
+from jointdiff.reconstruct.base import NoiseStream, misfits, single_scenes
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.wiener import Wiener
 from jointdiff.scene import Grid, Observation
@@ -190,6 +190,9 @@ def test_a_sample_is_one_of_images_without_its_errors(mode):
     plain, open_, same = draws(Levels()), draws(LEVELS), draws(Levels(jitter=0.0))
     assert torch.equal(plain.samples, same.samples) and torch.equal(plain.mean, same.mean)
     moved = (open_.samples - plain.samples).double()
+    left = misfits([o.image for o in seen], ForwardModel(TORUS, BANDS, 0.2, seen)(open_.samples), open_.offsets)
+    for o, residual in zip(seen, left, strict=True):  # of 6 samples, which share the noise of 256 pixels at least
+        assert float((residual.square() * o.ivar).mean()) == pytest.approx(1, abs=4 * (2 / 256) ** 0.5)
     amplitude = None
     if mode == "factorized":  # that of VIS alone
         amplitude = knowing(Levels()).condition(seen[:1], TORUS).posterior.amplitude
