@@ -26,6 +26,7 @@ class ReconstructConfig:
         evaluations: Evaluations of the network per sample.
         seed: Seed of the samples.
         align: Correct the positions of the images against the reference by their own light; true or false.
+        stars: Subtract a star that outshines all else, and mask what that leaves; false keeps it as a source.
         checkpoint: Folder model/ of a trained run; without it, the weights packaged with jointdiff.
     """
 
@@ -37,6 +38,7 @@ class ReconstructConfig:
     evaluations: int = 8
     seed: int = 0
     align: bool = True
+    stars: bool = True
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -286,7 +288,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
     given = (reconstructor, config.num_samples, config.align, calibration, check)
-    jobs = [FieldJob(field, *given) for field in read_fields(config.scene)]
+    jobs = [FieldJob(field, *given, stars=config.stars) for field in read_fields(config.scene)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs]
     merged = merge_catalogs(catalogs)
     write_catalog(output / "catalog.fits", merged, provenance)

@@ -40,7 +40,7 @@ class FieldJob:
 
     align: correct the positions of its observations by their own light, before they are sampled. calibration: of the
     reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration says; None for no
-    check.
+    check. stars: subtract those that outshine it.
     Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
     """
 
@@ -52,13 +52,14 @@ class FieldJob:
         align: bool = True,
         calibration: Calibration | None = None,
         check: Reconstructor | None = None,
+        stars: bool = True,
     ):
         self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, align
         self._calibration, self._check = calibration, check
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
-        self.padded, self._stars = subtract_stars(self.padded, field.name)
+        self.padded, self._stars = subtract_stars(self.padded, field.name) if stars else (self.padded, ())
         check_size(self.padded, count, len(self.names), f"{field.name} ({field.path})")
         for method in (reconstructor, check):
             if method is not None:
