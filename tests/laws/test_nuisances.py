@@ -1,7 +1,8 @@
 """Laws of the nuisances: the joint posterior against dense algebra, and the coverage that it restores."""
 
+import json
 from copy import copy
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import islice
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from jointdiff import nuisances as module
 from jointdiff.correlation import power_spectrum
+from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.evaluate.calibration import COVERAGE_LEVEL, covered, ranks
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import GaussianPosterior, apply, field, spectrum
@@ -17,6 +19,7 @@ from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.nuisances import Levels, nuisances_of
 from jointdiff.reconstruct.align import PRIOR, fit_shifts
 from jointdiff.reconstruct.base import NoiseStream, misfits, single_scenes
+from jointdiff.reconstruct.checkpoint import load_denoiser, save_denoiser
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.wiener import Wiener
 from jointdiff.scene import Grid, Observation
@@ -205,6 +208,17 @@ def test_a_sample_is_one_of_images_without_its_errors(mode):
     assert (left / deviation).square().mean().sqrt() < 0.05  # the tolerance of μ₀ is 0.03
     pulls = torch.linalg.solve(found.root.double(), values - found.mean.double()[:, None])
     assert pulls.square().mean() == pytest.approx(1, abs=4 * (2 / pulls.numel()) ** 0.5)
+
+
+def test_a_checkpoint_keeps_its_levels(tmp_path):
+    """One that was written before there were any knows of no errors."""
+    pairs, sizes = [list(pair) for pair in PAIRS], {"wavenumbers": 24, "widths": [16, 32], "blocks": 1}
+    save_denoiser(Denoiser(pairs, 0.1, 0.2, **sizes, levels=astuple(LEVELS)), tmp_path)
+    assert load_denoiser(tmp_path).levels == LEVELS
+    described = json.loads((tmp_path / "config.json").read_text())
+    del described["levels"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert load_denoiser(tmp_path).levels == Levels()
 
 
 def test_an_alignment_is_counted_once():
