@@ -27,6 +27,9 @@ _ERROR = 0.05
 """Error of what a nuisance does to the sky, in deviations of the stationary posterior along any direction. Behind masks
 it may be ten times that; the precision of ν, which is at least I, is off by its square."""
 
+_CHUNK = 8
+"""Nuisances whose effect on the sky is solved for at a time, which bounds memory."""
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -109,7 +112,7 @@ def nuisances_of(posterior: GaussianPosterior, levels: Levels) -> Nuisances:
         none = mean.new_zeros(0)
         return Nuisances(posterior, modes, learnt, none, none.view(0, 0), none.view(0, *mean.shape[1:]))
     heavy = [o.weigh(m) for o, m in zip(observations, modes, strict=True)]
-    pull = posterior.answer(model.adjoint(heavy), _ERROR)
+    pull = torch.cat([posterior.answer(part, _ERROR) for part in model.adjoint(heavy).split(_CHUNK)])
     left = [m - seen for m, seen in zip(modes, model(pull), strict=True)]
     prior = field(apply(posterior.prior_precision, spectrum(pull)), posterior.grid)
     precision = torch.eye(len(pull)).to(pull.double()) + _products(pull, prior)
