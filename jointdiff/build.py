@@ -138,9 +138,8 @@ def _check_library(config: Config) -> None:
 
 
 def digest(config: Config) -> str:
-    """A short hash of all that simulated scenes are made from: what was made of others is made again."""
+    """A short hash of all that simulated scenes and their scores are made from; what others made is made again."""
     from dataclasses import asdict
-    from importlib.metadata import version
 
     library = asdict(config.library)
     del library["workers"], library["shard_size"]
@@ -148,8 +147,16 @@ def digest(config: Config) -> str:
         for key in ("source", "images", "image_fraction", "redshifts"):
             del library[key]
     stamps = [asdict(band) for band in library_bands(config)]
-    parts = [version("jointdiff"), config.seed, config.bands, stamps, library, asdict(config.scene)]
+    parts = [_code(), config.seed, config.bands, stamps, library, asdict(config.scene)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _code() -> str:
+    """A hash of the package's sources: a version number alone would not know of a change between releases."""
+    package = Path(__file__).parent
+    files = sorted(package.rglob("*.py"))
+    named = [f"{path.relative_to(package)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
 def measure_prior(config: Config, source):

@@ -24,6 +24,10 @@ SIGNIFICANT = 3.0
 LEAST = 0.01
 """Length (arcsec) from which a shift is worth correcting."""
 
+AGREEMENT = 0.03
+"""Standard deviation (arcsec) of one image's shift about that of a field's others. What is further off by SIGNIFICANT
+errors is the colours of a source that is no Gaussian sky, not astrometry."""
+
 STRAIGHT = 0.2
 """Lean of an image's axes over its whole side (scene pixels) up to which it can be aligned."""
 
@@ -54,6 +58,15 @@ class Shifts:
     def significant(self) -> Tensor:
         """(B, o), true where a shift is of SIGNIFICANT errors, and longer than LEAST."""
         return ((self.value.abs() / self.error).amax(-1) > SIGNIFICANT) & (self.value.norm(dim=-1) > LEAST)
+
+    @property
+    def agree(self) -> Tensor:
+        """(B,), false where the shifts differ among themselves by more than their errors and AGREEMENT allow."""
+        variance = self.error.square() + AGREEMENT**2
+        weight = (self.error > 0) / variance  # not the reference, which is what the others are off from
+        common = (weight * self.value).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        off = (self.value - common).abs() * (self.error > 0)
+        return (off <= SIGNIFICANT * variance.sqrt()).all(-1).all(-1)
 
 
 @torch.no_grad()
@@ -101,20 +114,24 @@ class Alignment:
 
     @property
     def applied(self) -> Tensor:
-        """(o, 2): the shifts that are significant; 0 for others, whose error is as large as they are."""
-        return torch.where(self.shifts.significant[0].unsqueeze(-1), self.shifts.value[0], 0.0)
+        """(o, 2): the shifts that are significant; 0 for others, whose error is as large as they are, or if they do not
+        agree."""
+        found = self.shifts.significant[0] & self.shifts.agree[0]
+        return torch.where(found.unsqueeze(-1), self.shifts.value[0], 0.0)
 
     @property
     def line(self) -> str:
-        """What was corrected, in mas; empty where nothing was."""
+        """What was corrected, in mas, or was not because it cannot be true; empty where nothing was found."""
+        shifts, found = self.shifts, self.shifts.significant[0]
         parts = [
             f"{band} {1e3 * y:+.0f} {1e3 * x:+.0f} ± {1e3 * error:.0f}"
-            for band, (y, x), error in zip(
-                self.bands, self.applied.tolist(), self.shifts.error[0].amax(-1).tolist(), strict=True
+            for band, (y, x), error, told in zip(
+                self.bands, shifts.value[0].tolist(), shifts.error[0].amax(-1).tolist(), found.tolist(), strict=True
             )
-            if y or x
+            if told
         ]
-        return f"moved against {self.reference} (y, x; mas): {', '.join(parts)}" if parts else ""
+        what = "moved" if shifts.agree[0] else "not moved, as shifts differ by more than astrometry can,"
+        return f"{what} against {self.reference} (y, x; mas): {', '.join(parts)}" if parts else ""
 
     def cards(self, planes: Sequence[str]) -> dict[str, tuple[float, str]]:
         """Header keywords SHIFTYn, SHIFTXn (what was added to positions) and SHIFTEn, in arcsec, for plane n."""
@@ -134,7 +151,8 @@ def align_field(field: PaddedField, denoiser: Denoiser) -> tuple[PaddedField, Al
 
     The reference, which keeps its place, is VIS, or without it what was observed on the core's own pixels. Images that
     are turned against the core by more than STRAIGHT stay where they are. Others are then uncertain by PRIOR before the
-    data are seen, as the fit took them to be: its standard error is not a second piece of knowledge.
+    data are seen, as the fit took them to be: its standard error is no second piece of knowledge. Where shifts do not
+    agree the data are not asked again.
     """
     seen = [o for o in field.observations if o.present.all() and _lean(o, field.grid) <= STRAIGHT]
     own = [i for i, o in enumerate(seen) if np.allclose(o.frame.grid.matrix, field.core.matrix)]
@@ -144,10 +162,10 @@ def align_field(field: PaddedField, denoiser: Denoiser) -> tuple[PaddedField, Al
     reference = (vis or own)[0]
     shifts = fit_shifts(seen, field.grid, denoiser, reference)
     found = Alignment(seen[reference].band.name, tuple(o.band.name for o in seen), shifts)
-    moved = {
-        id(o): replace(shifted(o, shift) if shift.any() else o, position_error=PRIOR * (number != reference))
-        for number, (o, shift) in enumerate(zip(seen, found.applied, strict=True))
-    }
+    moved = {}
+    for number, (o, shift) in enumerate(zip(seen, found.applied, strict=True)):
+        placed = replace(shifted(o, shift) if shift.any() else o, position_error=PRIOR * (number != reference))
+        moved[id(o)] = placed if shifts.agree[0] else replace(o, position_told=False)
     return replace(field, observations=tuple(moved.get(id(o), o) for o in field.observations)), found
 
 

@@ -1,6 +1,8 @@
 """What a run folder promises, and every way to break that promise: one line and status 2."""
 
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -166,6 +168,23 @@ def test_the_digest_is_of_what_scenes_are_made_from(tmp_path):
     others.append(("--filters.g", "lsst-g"))
     found = {build.digest(tiny_config(tmp_path, *option)) for option in others}
     assert len(found | {digest}) == len(others) + 1
+
+
+def test_the_digest_is_of_the_code_too(tmp_path):
+    """A copy of the package with one line more has another digest."""
+    package = Path(build.__file__).parent
+    shutil.copytree(package, tmp_path / "jointdiff", ignore=shutil.ignore_patterns("__pycache__"))
+    script = "from jointdiff import build, settings; print(build.__file__, build.digest(settings.Config()))"
+
+    def found() -> list[str]:
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
+
+    file, before = found()
+    assert Path(file).is_relative_to(tmp_path) and before == build.digest(Config())
+    with open(tmp_path / "jointdiff" / "simulate" / "observe.py", "a") as source:
+        source.write("# changed\n")
+    assert found()[1] != before
 
 
 def test_fewer_bands_than_the_librarys_will_do(run):

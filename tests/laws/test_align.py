@@ -12,7 +12,17 @@ from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import GaussianPosterior, apply, field, spectrum
 from jointdiff.io.products import read_catalog
 from jointdiff.reconstruct import align
-from jointdiff.reconstruct.align import LEAST, PRIOR, Shifts, _derivatives, _posterior, align_field, fit_shifts, shifted
+from jointdiff.reconstruct.align import (
+    LEAST,
+    PRIOR,
+    Alignment,
+    Shifts,
+    _derivatives,
+    _posterior,
+    align_field,
+    fit_shifts,
+    shifted,
+)
 from jointdiff.reconstruct.checkpoint import save_denoiser
 from jointdiff.reconstruct.field import pad_field
 from jointdiff.scene import Grid, Observation
@@ -110,6 +120,21 @@ def test_small_shifts_are_not_corrected_however_sure():
     value = torch.tensor([[[0.0, 0.0], [0.9 * LEAST, 0.0], [1.1 * LEAST, 0.0]]])
     shifts = Shifts(value, torch.full_like(value, 1e-4))
     assert shifts.significant.tolist() == [[False, False, True]]
+
+
+def test_images_that_differ_among_themselves_are_not_moved():
+    """One shift of all is astrometry, of whatever length; shifts to and fro are not; what is not known agrees."""
+    common = torch.tensor([0.08, -0.13])
+    error = torch.tensor([0.0, 0.01, 0.02, 0.1]).view(1, 4, 1).expand(1, 4, 2)
+    value = common * torch.tensor([0.0, 1.0, 1.0, 0.0]).view(1, 4, 1)
+    one = Alignment("VIS", ("VIS", "g", "r", "z"), Shifts(value, error))
+    assert one.shifts.agree.all() and torch.equal(one.applied[1], common) and one.line.startswith("moved against VIS")
+    value = value * torch.tensor([0.0, 1.0, -1.0, 0.0]).view(1, 4, 1)
+    two = Alignment("VIS", ("VIS", "g", "r", "z"), Shifts(value, error))
+    assert two.shifts.significant.any() and not two.shifts.agree.any() and not two.applied.any()
+    assert two.line.startswith(
+        "not moved, as shifts differ by more than astrometry can, against VIS (y, x; mas): g +80"
+    )
 
 
 def test_a_field_is_moved_and_turned_images_are_left():

@@ -222,16 +222,19 @@ def test_a_checkpoint_keeps_its_levels(tmp_path):
 
 
 def test_an_alignment_is_counted_once():
-    """An aligned image is uncertain by the evidence's error, which already holds all that the data say."""
+    """An aligned image is uncertain by the evidence's error, which already holds all that the data say; one that the
+    data contradict themselves about, by the usual one."""
     seen = surveyed(1, 6.0, 2)
     shifts = fit_shifts(seen, TORUS, untrained(PAIRS), 0)
     placed = [
         replace(o, frame=replace(o.frame, shift=shift[None].double()), position_error=PRIOR * (o.band.name != "VIS"))
         for o, shift in zip(seen, shifts.value[0], strict=True)
     ]
+    untold = [replace(o, position_told=False) for o in seen]
     posterior = exact(placed, amplitude=float(knowing(Levels()).double().condition(seen, TORUS).posterior.amplitude))
     found = nuisances_of(posterior, Levels(jitter=0.02))
     error = PRIOR * found.root.square().sum(1).sqrt().view(2, 2)
+    assert found.learnt.all() and not nuisances_of(exact(untold), Levels(jitter=0.02)).learnt.any()
     ratio = (error / shifts.error[0, 1:]).log().mean().exp()
     assert ratio == pytest.approx(1, abs=0.1)  # expected for observed information; counted twice it would be 0.71
     assert (PRIOR * found.mean.view(2, 2) / error).abs().max() < 0.3  # the fit stops within a fifth of its errors
