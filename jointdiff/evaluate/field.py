@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from astropy.table import Table
-from torch import Tensor
 
 from jointdiff.errors import InputError
 from jointdiff.evaluate.accuracy import residual_chi2
@@ -20,6 +19,7 @@ from jointdiff.measure.aliases import add_aliases
 from jointdiff.measure.catalog import (
     CORRELATED_NOISE,
     MODES_DISAGREE,
+    NEAR_STAR,
     NOT_CONVERGED,
     MeasureSettings,
     find_sources,
@@ -33,8 +33,9 @@ from jointdiff.measure.modes import disagreement
 from jointdiff.measure.morphology import require_statmorph
 from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.reconstruct.align import align_field
-from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
+from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, misfits
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
+from jointdiff.reconstruct.stars import subtract_stars
 
 
 class FieldJob:
@@ -42,7 +43,7 @@ class FieldJob:
 
     align: correct the positions of its observations by their own light, before they are sampled. calibration: of the
     reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration says; None for no
-    check. extras: what the catalog holds on request.
+    check. extras: what the catalog holds on request. stars: subtract those that outshine it.
     Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
     """
 
@@ -55,6 +56,7 @@ class FieldJob:
         calibration: Calibration | None = None,
         check: Reconstructor | None = None,
         extras: Extras | None = None,
+        stars: bool = True,
     ):
         self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, align
         self._calibration, self._check = calibration, check
@@ -64,6 +66,7 @@ class FieldJob:
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
+        self.padded, self._stars = subtract_stars(self.padded, field.name) if stars else (self.padded, ())
         check_size(self.padded, count, len(self.names), f"{field.name} ({field.path})")
         for method in (reconstructor, check):
             if method is not None:
@@ -104,7 +107,7 @@ class FieldJob:
         save_figure(figure, folder / "figure.png")
         print(
             f"{field.name}: {self._count} samples in {seconds:.1f} s; {len(catalog)} sources; residual χ²/N of the "
-            f"samples {self._chi2(draws.samples, model)}; wrote {folder}/",
+            f"samples {self._chi2(draws, model)}; wrote {folder}/",
             flush=True,
         )
         return catalog
@@ -141,6 +144,8 @@ class FieldJob:
         catalog["flags"] |= CORRELATED_NOISE * bool(padded.correlated) | NOT_CONVERGED * (not draws.converged)
         catalog["y"] -= padded.corner[0]
         catalog["x"] -= padded.corner[1]
+        for star in self._stars:
+            catalog["flags"] |= NEAR_STAR * star.near(catalog["y"], catalog["x"], scale)
         reference = self.field.reference
         place(catalog, self.field.wcs, reference, self.field.sources[reference])
         return catalog
@@ -158,12 +163,14 @@ class FieldJob:
         catalog.meta.update(MODETHR=known.threshold, MODERATE=known.measured_rate, MODENSMP=known.samples[1])
 
     @torch.no_grad()
-    def _chi2(self, samples: Tensor, model: ForwardModel) -> str:
+    def _chi2(self, draws: Draws, model: ForwardModel) -> str:
         """χ²/N of each observed band, mean of the samples."""
-        totals = np.zeros((len(self.padded.observations), 2))
-        for sample in samples:
-            for total, o, image in zip(totals, self.padded.observations, model(sample[None]), strict=True):
-                total += residual_chi2((o.image - image).cpu().numpy(), o.ivar.cpu().numpy())
+        observations = self.padded.observations
+        totals, images = np.zeros((len(observations), 2)), [o.image for o in observations]
+        for number, sample in enumerate(draws.samples):
+            left = misfits(images, model(sample[None]), [offset[number : number + 1] for offset in draws.offsets])
+            for total, o, residual in zip(totals, observations, left, strict=True):
+                total += residual_chi2(residual.cpu().numpy(), o.ivar.cpu().numpy())
         ratios = totals[:, 0] / np.maximum(totals[:, 1], 1)
         return ", ".join(f"{o.band.name} {r:.2f}" for o, r in zip(self.padded.observations, ratios, strict=True))
 

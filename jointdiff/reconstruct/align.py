@@ -150,7 +150,9 @@ def align_field(field: PaddedField, denoiser: Denoiser) -> tuple[PaddedField, Al
     """The field with every significant shift corrected, and what was found; None where nothing can be compared.
 
     The reference, which keeps its place, is VIS, or without it what was observed on the core's own pixels. Images that
-    are turned against the core by more than STRAIGHT stay where they are.
+    are turned against the core by more than STRAIGHT stay where they are. Others are then uncertain by PRIOR before the
+    data are seen, as the fit took them to be: its standard error is no second piece of knowledge. Where shifts do not
+    agree the data are not asked again.
     """
     seen = [o for o in field.observations if o.present.all() and _lean(o, field.grid) <= STRAIGHT]
     own = [i for i, o in enumerate(seen) if np.allclose(o.frame.grid.matrix, field.core.matrix)]
@@ -160,7 +162,10 @@ def align_field(field: PaddedField, denoiser: Denoiser) -> tuple[PaddedField, Al
     reference = (vis or own)[0]
     shifts = fit_shifts(seen, field.grid, denoiser, reference)
     found = Alignment(seen[reference].band.name, tuple(o.band.name for o in seen), shifts)
-    moved = {id(o): shifted(o, shift) for o, shift in zip(seen, found.applied, strict=True) if shift.any()}
+    moved = {}
+    for number, (o, shift) in enumerate(zip(seen, found.applied, strict=True)):
+        placed = replace(shifted(o, shift) if shift.any() else o, position_error=PRIOR * (number != reference))
+        moved[id(o)] = placed if shifts.agree[0] else replace(o, position_told=False)
     return replace(field, observations=tuple(moved.get(id(o), o) for o in field.observations)), found
 
 

@@ -43,12 +43,21 @@ class NoiseStream:
 class Draws:
     """What a method says about one sky: samples (S, C, H, W) and posterior mean (C, H, W), nJy per pixel.
 
-    converged: whether every linear system on the way was solved to its tolerance.
+    converged: whether every linear system on the way was solved to its tolerance. offsets: what each sample takes each
+    image to be off by, (S, h, w) in nJy per pixel; none where images are taken as they are.
     """
 
     samples: Tensor
     mean: Tensor
     converged: bool = True
+    offsets: Sequence[Tensor] = ()
+
+
+def misfits(images: Sequence[Tensor], models: Sequence[Tensor], offsets: Sequence[Tensor]) -> list[Tensor]:
+    """y − A x − M ν, (S, h, w) for each image (h, w) or (1, h, w), of samples, or the first of them, whose skies look
+    like ``models`` (S, h, w), and what they take the images to be off by, if they do."""
+    left = [image - seen for image, seen in zip(images, models, strict=True)]
+    return [a - b[: len(a)].to(a) for a, b in zip(left, offsets, strict=True)] if offsets else left
 
 
 class Reconstructor(ABC):
