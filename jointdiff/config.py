@@ -27,6 +27,9 @@ class ReconstructConfig:
         seed: Seed of the samples.
         align: Correct the positions of the images against the reference by their own light; true or false.
         stars: Subtract a star that outshines all else, and mask what that leaves; false keeps it as a source.
+        aliases: Columns of the catalog again under the names of Euclid's MER catalogue, or of Rubin's.
+        ecsv: Write every catalog as ECSV (text), too; true or false.
+        morphology: Samples that statmorph measures Sérsic index, C, A, Gini and M20 on; 0 for none.
         checkpoint: Folder model/ of a trained run; without it, the weights packaged with jointdiff.
     """
 
@@ -39,6 +42,9 @@ class ReconstructConfig:
     seed: int = 0
     align: bool = True
     stars: bool = True
+    aliases: Literal["none", "mer", "lsst"] = "none"
+    ecsv: bool = False
+    morphology: int = 0
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -48,11 +54,13 @@ class ReconstructConfig:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.num_samples >= 2, "num_samples", self.num_samples, "at least 2, whose scatter is the error")
         require(self.evaluations >= 3, "evaluations", self.evaluations, "at least 3")
+        measured = range(2, self.num_samples + 1)
+        require(self.morphology in (0, *measured), "morphology", self.morphology, f"0, or 2 to {self.num_samples}")
         expected = f"amortized with method {self.method}: the other modes are of method diffusion"
         require(self.method == "diffusion" or self.mode == "amortized", "mode", self.mode, expected)
 
 
-Suite = Literal["scoreboard", "solver", "blank", "outside", "shift"]
+Suite = Literal["scoreboard", "solver", "blank", "outside", "shift", "morphology"]
 
 
 @dataclass(frozen=True)
@@ -271,8 +279,9 @@ def _calibrate(config: Config, device=None):
 
 def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
+    from jointdiff.evaluate.exports import Extras, export
     from jointdiff.evaluate.field import FieldJob
-    from jointdiff.io.products import merge_catalogs, write_catalog
+    from jointdiff.io.products import merge_catalogs
     from jointdiff.io.scene_files import read_fields
     from jointdiff.reconstruct.api import build_reconstructor
     from jointdiff.reconstruct.checkpoint import checkpoint_folder, fingerprint, load_denoiser
@@ -287,11 +296,12 @@ def reconstruct(config: ReconstructConfig) -> None:
     calibration = _calibration_for(config, folder, own)
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
-    given = (reconstructor, config.num_samples, config.align, calibration, check)
-    jobs = [FieldJob(field, *given, stars=config.stars) for field in read_fields(config.scene)]
+    extras = Extras(config.aliases, config.ecsv, config.morphology)
+    given = (reconstructor, config.num_samples, config.align, calibration, check, extras, config.stars)
+    jobs = [FieldJob(field, *given) for field in read_fields(config.scene)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs]
     merged = merge_catalogs(catalogs)
-    write_catalog(output / "catalog.fits", merged, provenance)
+    export(output, merged, provenance, config.ecsv)
     save_config(config, output / "reconstruct.yaml")
     print(f"{len(merged)} sources of {len(jobs)} field{'s' * (len(jobs) > 1)}: {output / 'catalog.fits'}")
 

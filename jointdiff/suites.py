@@ -106,7 +106,17 @@ def _outside(config: Config, denoiser, kept):
     return outside.study(denoiser, simulators, config.sampling.evaluations, config.seed, kept)
 
 
-SUITES = {"solver": _solver, "blank": _blank, "outside": _outside, "shift": _shift}
+def _morphology(config: Config, denoiser, kept):
+    from jointdiff.evaluate import morphology_study
+    from jointdiff.measure.morphology import require_statmorph
+
+    require_statmorph("suite morphology")
+    sampling, device = config.sampling, denoiser.wavenumbers.device
+    suites = build.validations(config, "test", sampling.scenes, 0, morphology_study.SAMPLES, device)
+    return morphology_study.study(denoiser, suites[build.WHOLE], kept)
+
+
+SUITES = {"solver": _solver, "blank": _blank, "outside": _outside, "shift": _shift, "morphology": _morphology}
 """By name: functions of the settings, the denoiser and where rows are kept, to an Outcome."""
 
 

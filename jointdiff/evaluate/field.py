@@ -10,11 +10,12 @@ from astropy.table import Table
 
 from jointdiff.errors import InputError
 from jointdiff.evaluate.accuracy import residual_chi2
+from jointdiff.evaluate.exports import Extras, export, write_picture
 from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
 from jointdiff.forward import ForwardModel
-from jointdiff.io.products import read_truth, write_catalog, write_reconstruction
+from jointdiff.io.products import read_truth, write_reconstruction
 from jointdiff.io.scene_files import Field
-from jointdiff.io.wcs import sky_position
+from jointdiff.measure.aliases import add_aliases
 from jointdiff.measure.catalog import (
     CORRELATED_NOISE,
     MODES_DISAGREE,
@@ -23,11 +24,13 @@ from jointdiff.measure.catalog import (
     MeasureSettings,
     find_sources,
     measure,
+    place,
 )
 from jointdiff.measure.conformal import Calibration
 from jointdiff.measure.data_checks import Data
 from jointdiff.measure.detection import Segments
 from jointdiff.measure.modes import disagreement
+from jointdiff.measure.morphology import require_statmorph
 from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, misfits
@@ -40,7 +43,7 @@ class FieldJob:
 
     align: correct the positions of its observations by their own light, before they are sampled. calibration: of the
     reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration says; None for no
-    check. stars: subtract those that outshine it.
+    check. extras: what the catalog holds on request. stars: subtract those that outshine it.
     Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
     """
 
@@ -52,10 +55,14 @@ class FieldJob:
         align: bool = True,
         calibration: Calibration | None = None,
         check: Reconstructor | None = None,
+        extras: Extras | None = None,
         stars: bool = True,
     ):
         self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, align
         self._calibration, self._check = calibration, check
+        self._extras = extras or Extras()
+        if self._extras.morphology:
+            require_statmorph(f"morphology is {self._extras.morphology}")
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
@@ -82,7 +89,11 @@ class FieldJob:
         denoiser = self._reconstructor.denoiser
         layout = (denoiser.bands, field.wcs, denoiser.target_fwhm)
         write_reconstruction(folder / "reconstruction.fits", mean, std, samples, *layout, provenance, cards)
-        write_catalog(folder / "catalog.fits", catalog, provenance)
+        if self._extras.aliases != "none":
+            add_aliases(catalog, denoiser.bands, self._extras.aliases)
+        export(folder, catalog, provenance, self._extras.ecsv)
+        seen = [o.band.name for o in padded.observations]
+        write_picture(folder, self.names, seen, mean.numpy(), padded.core.scale)
         figure = scene_figure(
             views_of(padded.observations, model(draws.mean[None])),
             self.names,
@@ -124,6 +135,7 @@ class FieldJob:
             weight=weight,
             data=data,
             segments=segments,
+            settings=MeasureSettings(morphology=self._extras.morphology),
             target_fwhm=fwhm,
             calibration=self._calibration,
         )
@@ -134,11 +146,8 @@ class FieldJob:
         catalog["x"] -= padded.corner[1]
         for star in self._stars:
             catalog["flags"] |= NEAR_STAR * star.near(catalog["y"], catalog["x"], scale)
-        if len(catalog):
-            pixels = np.column_stack([catalog["y"], catalog["x"]])
-            reference = self.field.reference
-            sky = sky_position(self.field.wcs, pixels, reference, self.field.sources[reference])
-            catalog["ra"][:], catalog["dec"][:] = sky.T
+        reference = self.field.reference
+        place(catalog, self.field.wcs, reference, self.field.sources[reference])
         return catalog
 
     def _compare(self, catalog: Table, draws: Draws, segments: Segments, stream: NoiseStream) -> None:

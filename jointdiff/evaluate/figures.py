@@ -26,6 +26,9 @@ _RGB = ("y", "z", "i", "r", "VIS", "g", "u")
 _BALANCE = {"y": 0.65, "z": 0.7, "i": 0.8, "r": 1.0, "g": 1.5, "u": 2.0}
 """Factors that make a galaxy of average colour white (f_nu rises to the red)."""
 
+_DARK = 10
+"""Typical noise of a colour picture's band goes that often into its stretch."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -104,10 +107,8 @@ def colour_panels(
     i, r, g make red, green, blue; where one was not observed, the reddest, middle and bluest band that were.
     """
     seen = {v.band: v for v in views}
-    chosen = _rgb_bands([name for name in names if name in seen] or names)
-    # VIS is the sharpest and deepest: the least sure band must not set the stretch.
-    light = (mean[list(names).index("VIS")] if "VIS" in names else mean.mean(0)) / scale**2
-    stretch = max(float(np.quantile(light, 0.99)) / 3, 4 * float(np.median(np.abs(light))), 1e-9)
+    chosen = rgb_bands([name for name in names if name in seen] or names)
+    stretch = _stretch(names, mean, scale)
     panels = []
     if all(b in seen for b in chosen) and len({seen[b].image.shape for b in chosen}) == 1:
         pixel = seen[chosen[0]].scale
@@ -119,6 +120,28 @@ def colour_panels(
         bands = image[[list(names).index(b) for b in chosen]] / scale**2
         panels.append((label, _lupton(bands, chosen, stretch), scale))
     return panels
+
+
+def colour_picture(
+    names: Sequence[str], chosen: Sequence[str], image: np.ndarray, scale: float, zoom: int = 1
+) -> np.ndarray:
+    """RGB bytes (zoom · H, zoom · W, 3) of an image (C, H, W), nJy per pixel of ``scale`` arcsec, in three bands.
+
+    Their stretch is wide enough for the noisiest of the three to stay dark: this picture is to find sources in, that of
+    ``scene_figure`` to show what is not known. ``zoom`` repeats pixels.
+    """
+    bands = image[[list(names).index(b) for b in chosen]] / scale**2
+    noise = max(_BALANCE.get(b, 1.0) * float(np.median(np.abs(plane))) for b, plane in zip(chosen, bands, strict=True))
+    stretch = max(_stretch(names, image, scale), _DARK * noise)
+    return _lupton(bands, chosen, stretch).repeat(zoom, 0).repeat(zoom, 1)
+
+
+def save_picture(picture: np.ndarray, path: str | Path) -> None:
+    """Write RGB bytes (H, W, 3) as PNG, first row at the bottom as in FITS; whole or not at all."""
+    from matplotlib.image import imsave
+
+    with atomic_path(path) as temporary:
+        imsave(temporary, picture, origin="lower", format="png")
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
@@ -137,13 +160,20 @@ def pixels(figure: Figure, dpi: int = 80) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _rgb_bands(names: Sequence[str]) -> tuple[str, str, str]:
+def rgb_bands(names: Sequence[str]) -> tuple[str, str, str]:
     """Three bands from red to blue; VIS, the sharpest and widest, only for want of others."""
     if all(b in names for b in "irg"):
         return "i", "r", "g"
     ground = [name for name in names if name != "VIS"]
     order = sorted(ground if len(ground) > 2 else names, key=lambda n: _RGB.index(n) if n in _RGB else len(_RGB))
     return order[0], order[len(order) // 2], order[-1]
+
+
+def _stretch(names: Sequence[str], mean: np.ndarray, scale: float) -> float:
+    """Surface brightness (nJy arcsec⁻²) at which a picture of a mean (C, H, W) turns from linear to logarithmic."""
+    # VIS is the sharpest and deepest: the least sure band must not set the stretch.
+    light = (mean[list(names).index("VIS")] if "VIS" in names else mean.mean(0)) / scale**2
+    return max(float(np.quantile(light, 0.99)) / 3, 4 * float(np.median(np.abs(light))), 1e-9)
 
 
 def _lupton(light: np.ndarray, chosen: Sequence[str], stretch: float) -> np.ndarray:

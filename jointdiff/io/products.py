@@ -30,6 +30,9 @@ PROVENANCE = {
 """The keys of a provenance dict, with header keyword and comment. ``checkpoint`` is its sha256, whose 64 characters
 leave no room for a comment. A key may be absent or None."""
 
+UCD = "ucd"
+"""The key of a catalog column's meta that holds its UCD."""
+
 _UNIT = "nJy/pixel"
 
 
@@ -116,15 +119,17 @@ def read_truth(folder: str | Path) -> Truth:
 
 
 def write_catalog(path: str | Path, table: Table, provenance: Mapping[str, object]) -> None:
-    """Write a catalog as HDU CATALOG: columns in the table's order, units in TUNIT, descriptions in TCOMM.
+    """Write a catalog as HDU CATALOG: columns in the table's order; units in TUNIT, descriptions, UCDs in TCOMM, TUCD.
 
-    The table's meta becomes header keywords (APERRAD …), so its keys have at most 8 characters.
+    These are the keywords that TOPCAT reads. The table's meta becomes header keywords (APERRAD …), so its keys have at
+    most 8 characters.
     """
     hdu = fits.table_to_hdu(table)
     hdu.name = "CATALOG"
     for number, name in enumerate(table.colnames, 1):
-        if table[name].description:
-            hdu.header[f"TCOMM{number}"] = table[name].description
+        for keyword, text in (("TCOMM", table[name].description), ("TUCD", table[name].meta.get(UCD))):
+            if text:
+                hdu.header[f"{keyword}{number}"] = text
     _set_provenance(hdu.header, provenance)
     write_fits(path, [fits.PrimaryHDU(), hdu])
 
@@ -148,7 +153,9 @@ def read_catalog(path: str | Path) -> Table:
     for number, name in enumerate(table.colnames, 1):
         table[name].unit = stored[name].unit
         table[name].description = header.get(f"TCOMM{number}")
-    table.meta.update({key: value for key, value in stored.meta.items() if not key.startswith(("TCOMM", "EXTNAME"))})
+        table[name].meta.update({UCD: header[key]} if (key := f"TUCD{number}") in header else {})
+    kept = {key: value for key, value in stored.meta.items() if not key.startswith(("TCOMM", "TUCD", "EXTNAME"))}
+    table.meta.update(kept)
     return table
 
 

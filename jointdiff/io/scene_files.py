@@ -28,7 +28,7 @@ _ENTRY_KEYS = ("band", "image", *NOISE, "mask", "noise", "psf", "filter", "zerop
 MAX_LAG = 15
 """Largest lag of correlated noise that is written, pixels."""
 
-_RESERVED = ("catalog.fits", "reconstruct.yaml")
+_RESERVED = ("catalog.fits", "catalog.ecsv", "catalog.reg", "reconstruct.yaml")
 """Files that a reconstruction writes beside its scenes' folders, so no scene may be named like one."""
 
 _MAX_BYTES = 1_000_000

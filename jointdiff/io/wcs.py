@@ -8,6 +8,7 @@ import math
 import warnings
 
 import numpy as np
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning, NoConvergence, WcsError
 
@@ -63,6 +64,18 @@ def sky_position(wcs: WCS, pixels, label: str, place: str) -> np.ndarray:
     if not np.isfinite(position).all():
         raise InputError(f"{label}: pixels fall outside the WCS's projection ({place})")
     return position
+
+
+def direction_angle(wcs: WCS, pixels, phi, label: str, place: str) -> np.ndarray:
+    """Position angle (…), degrees from north to east, 0 to 180, of the axis at phi (…) at pixels (…, 2), (y, x).
+
+    phi: radians, from +x (columns) to +y (rows). NaN where phi is.
+    """
+    pixels, phi = np.asarray(pixels, dtype=float), np.asarray(phi, dtype=float)
+    step = np.nan_to_num(np.stack([np.sin(phi), np.cos(phi)], -1))
+    ends = [np.moveaxis(sky_position(wcs, pixels + way * step, label, place), -1, 0) for way in (-1, 1)]
+    start, end = (SkyCoord(*end, unit="deg") for end in ends)
+    return np.where(np.isfinite(phi), start.position_angle(end).deg % 180, np.nan)
 
 
 def tangent_plane(position, centre) -> np.ndarray:

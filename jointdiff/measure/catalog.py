@@ -5,15 +5,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from astropy.table import Column, Table
+from astropy.table import Table
 from torch import Tensor
 
 from jointdiff import units
 from jointdiff.errors import InputError
+from jointdiff.io.wcs import direction_angle, sky_position
+from jointdiff.measure.columns import column
 from jointdiff.measure.conformal import Calibration, scale_errors
 from jointdiff.measure.data_checks import Data, DataChecks, check_against_data
 from jointdiff.measure.detection import DetectionSettings, Segments, detect, detection_image
-from jointdiff.measure.photometry import aperture_map, fluxes, segment_map
+from jointdiff.measure.morphology import INDICES, MIN_SNR, Morphology, measure_morphology
+from jointdiff.measure.photometry import aperture_map, fluxes, gaussian_map, segment_map
 from jointdiff.measure.shapes import ellipticity, half_light_radius
 from jointdiff.scene import DEFAULT_TARGET_FWHM
 
@@ -34,12 +37,20 @@ CORRELATED_NOISE, NOT_CONVERGED, NEAR_STAR, MODES_DISAGREE = 32, 64, 128, 256
 """The bits that whoever has seen a field's observations, or drawn its samples, sets."""
 
 
+GAUSS_SIGMA = 1.0
+"""Sigma (arcsec) of the Gaussian aperture: that of Rubin's ``gaap1p0``."""
+
+
 @dataclass(frozen=True)
 class MeasureSettings:
-    """aperture: radius of the circular aperture, arcsec; detection: when a group of pixels is a source."""
+    """aperture: radius of the circular aperture, arcsec; detection: when a group of pixels is a source.
+
+    morphology: number of samples, the first ones, that statmorph measures; 0 for none.
+    """
 
     aperture: float = 0.5
     detection: DetectionSettings = field(default_factory=DetectionSettings)
+    morphology: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,9 +118,10 @@ def measure(
     """The catalog of one scene.
 
     samples: (S, C, H, W), nJy per pixel of ``scale`` arcsec; mean: (C, H, W), by default that of the samples, exact for
-    a Gaussian posterior. names: the C bands'. scene: its name. wcs: an astropy WCS of these pixels; ra and dec are NaN
-    without. weight: (H, W), zero where nothing is scored. data: the scene's observations; without, flux_ml and chi2 are
-    NaN. segments: by default found here. calibration: of the weights that drew the samples.
+    a Gaussian posterior. names: the C bands'. scene: its name. wcs: an astropy WCS of these pixels; ra, dec and
+    position_angle are NaN without. weight: (H, W), zero where nothing is scored. data: the scene's observations;
+    without, flux_ml and chi2 are NaN. segments: by default found here. calibration: of the weights that drew the
+    samples.
     Values are posterior means and errors posterior standard deviations (NaN for S = 1), times the calibration's factors
     where one is given, the raw ones beside them; r50 and ellipticity are those of VIS, mean and deviation of the
     samples on which they are defined.
@@ -125,16 +137,23 @@ def measure(
     at_mean = measure_images(mean[None], names, segments, sizes, scale, settings.aperture)
     checks = check_against_data(mean, names, segments, data) if data else None
 
-    table = Table(meta={"APERRAD": settings.aperture, "NSAMPLES": len(samples)})
+    table = Table(meta={"APERRAD": settings.aperture, "GAUSSRAD": GAUSS_SIGMA, "NSAMPLES": len(samples)})
     table.meta.update({f"FLAG{bit}": text for bit, text in FLAGS.items()})
-    _add_positions(table, segments, scene, wcs)
-    _add_fluxes(table, names, measured, at_mean, checks)
+    _add_positions(table, segments, scene)
+    width = units.SIGMA_PER_FWHM * target_fwhm / scale
+    weights = gaussian_map(segments, GAUSS_SIGMA / scale, width)
+    gauss = fluxes(mean.cpu(), weights).numpy(), fluxes(samples.cpu(), weights).numpy()
+    _add_fluxes(table, names, measured, at_mean, gauss, checks)
+    table.add_column(column("flux_cov", _covariance(measured.segment), more=", ".join(names)))
     _add_shapes(table, measured)
+    if settings.morphology:
+        light = shape_image(samples[: settings.morphology], names)
+        bright = _bright(measured, at_mean, names)
+        _add_morphology(table, measure_morphology(light, segments, bright, target_fwhm, scale))
+    if wcs is not None:
+        place(table, wcs, scene, "wcs")
     reach = _near_edge(segments, settings.aperture / scale, weight)
-    table["flags"] = Column(
-        _flags(segments, measured, checks, reach),
-        description="sum of the bits that the header explains: FLAG1, FLAG2 ...",
-    )
+    table.add_column(column("flags", _flags(segments, measured, checks, reach)))
     scale_errors(table, names, calibration)
     return table
 
@@ -162,57 +181,83 @@ def _over_finite(values: np.ndarray, statistic) -> np.ndarray:
     return np.where(enough, statistic(np.where(enough, values, 0.0), axis=0), np.nan)
 
 
-def _add_positions(table: Table, segments: Segments, scene: str, wcs) -> None:
+def place(table: Table, wcs, label: str, source: str) -> None:
+    """Fill in ra, dec and position_angle of a catalog, from x, y, e1 and e2 in the pixels of a WCS; in place.
+
+    label, source: band and file of the WCS, for messages. Raises InputError for pixels outside its projection.
+    """
+    if not len(table):
+        return
+    at = np.column_stack([table["y"], table["x"]])
+    table["ra"][:], table["dec"][:] = sky_position(wcs, at, label, source).T
+    table["position_angle"][:] = direction_angle(wcs, at, np.arctan2(table["e2"], table["e1"]) / 2, label, source)
+
+
+def _add_positions(table: Table, segments: Segments, scene: str) -> None:
     count = len(segments)
-    world = (
-        wcs.pixel_to_world_values(segments.x, segments.y) if wcs is not None and count else np.full((2, count), np.nan)
-    )
     ids = [f"{scene}_{k + 1:05d}" for k in range(count)]
-    table["object_id"] = Column(np.array(ids, dtype=str), description="scene and number in it")
-    table["scene"] = Column(np.full(count, scene, dtype=f"U{max(len(scene), 1)}"), description="name of the scene")
-    for name, values in zip(("ra", "dec"), world, strict=True):
-        table[name] = Column(np.asarray(values, dtype=float), unit="deg", description=f"{name} of the detection")
-    for name in ("x", "y"):
-        table[name] = Column(getattr(segments, name), unit="pix", description="scene pixel, first at 0")
+    unknown = np.full(count, np.nan)
+    positions = {
+        "object_id": np.array(ids, dtype=str),
+        "scene": np.full(count, scene, dtype=f"U{max(len(scene), 1)}"),
+        "ra": unknown.copy(),
+        "dec": unknown.copy(),
+        "x": segments.x,
+        "y": segments.y,
+    }
+    table.add_columns([column(kind, values) for kind, values in positions.items()])
 
 
-def _add_fluxes(table: Table, names: Sequence[str], measured: Measurements, at_mean: Measurements, checks) -> None:
-    count = measured.segment.shape[1]
-    errors, aperture_errors = posterior_deviation(measured.segment), posterior_deviation(measured.aperture)
-    missing = np.full((count, len(names)), np.nan)
+def _add_fluxes(
+    table: Table,
+    names: Sequence[str],
+    measured: Measurements,
+    at_mean: Measurements,
+    gauss: tuple[np.ndarray, np.ndarray],
+    checks: DataChecks | None,
+) -> None:
+    """gauss: under Gaussian apertures, of the mean (K, C) and of the samples (S, K, C)."""
+    flux, error = at_mean.segment[0], posterior_deviation(measured.segment)
+    missing = np.full_like(flux, np.nan)
     checks = checks or DataChecks(missing, missing, missing, missing)
-    flux = at_mean.segment[0]
-    columns = (
-        ("flux", flux, "nJy", "flux in the grown, deblended segment"),
-        ("flux_err", errors, "nJy", "its posterior standard deviation"),
-        ("aper_flux", at_mean.aperture[0], "nJy", "flux in a circle of radius APERRAD arcsec"),
-        ("aper_flux_err", aperture_errors, "nJy", "its posterior standard deviation"),
-        ("mag", units.magnitude(flux), "mag", "AB magnitude of flux; NaN if negative"),
-        ("mag_err", units.magnitude_error(flux, errors), "mag", "its first-order error"),
-        ("flux_ml", checks.flux, "nJy", "maximum-likelihood flux from this band's data and the VIS template, no prior"),
-        ("flux_ml_err", checks.flux_err, "nJy", "its error"),
-        ("chi2", checks.chi2, None, "reduced chi-square of the residual under the source"),
-    )
-    for kind, values, unit, description in columns:
-        for band, name in enumerate(names):
-            table[f"{kind}_{name}"] = Column(values[:, band], unit=unit, description=f"{name}: {description}")
-    table["flux_cov"] = Column(
-        _covariance(measured.segment),
-        unit="nJy2",
-        description=f"posterior covariance of flux between {', '.join(names)}",
-    )
+    kinds = {
+        "flux": flux,
+        "flux_err": error,
+        "aper_flux": at_mean.aperture[0],
+        "aper_flux_err": posterior_deviation(measured.aperture),
+        "gauss_flux": gauss[0],
+        "gauss_flux_err": posterior_deviation(gauss[1]),
+        "mag": units.magnitude(flux),
+        "mag_err": units.magnitude_error(flux, error),
+        "flux_ml": checks.flux,
+        "flux_ml_err": checks.flux_err,
+        "chi2": checks.chi2,
+    }
+    for kind, values in kinds.items():
+        table.add_columns([column(kind, values[:, band], name) for band, name in enumerate(names)])
 
 
 def _add_shapes(table: Table, measured: Measurements) -> None:
-    columns = (
-        ("r50", measured.r50, "arcsec", "radius of half the segment's VIS flux, at the target PSF"),
-        ("e1", measured.shape[..., 0], None, "VIS ellipticity (a-b)/(a+b) cos 2 phi, phi from +x to +y"),
-        ("e2", measured.shape[..., 1], None, "VIS ellipticity (a-b)/(a+b) sin 2 phi, phi from +x to +y"),
-    )
-    for name, values, unit, description in columns:
-        table[name] = Column(posterior_mean(values), unit=unit, description=description)
-        text = f"posterior standard deviation of {name}"
-        table[f"{name}_err"] = Column(posterior_deviation(values), unit=unit, description=text)
+    for kind, values in (("r50", measured.r50), ("e1", measured.shape[..., 0]), ("e2", measured.shape[..., 1])):
+        table.add_column(column(kind, posterior_mean(values)))
+        table.add_column(column(f"{kind}_err", posterior_deviation(values)))
+    table.add_column(column("position_angle", np.full(len(table), np.nan)))
+
+
+def _bright(measured: Measurements, at_mean: Measurements, names: Sequence[str]) -> np.ndarray:
+    """(K,), true for sources whose aperture flux in VIS is MIN_SNR times its deviation."""
+    vis = list(names).index("VIS") if "VIS" in names else 0
+    return at_mean.aperture[0][:, vis] >= MIN_SNR * posterior_deviation(measured.aperture)[:, vis]
+
+
+def _add_morphology(table: Table, found: Morphology) -> None:
+    table.meta.update(MORPHNUM=len(found.values), MORPHSNR=MIN_SNR)
+    for number, kind in enumerate(INDICES):
+        table.add_column(column(kind, posterior_mean(found.values[..., number]), "VIS"))
+        table.add_column(column(f"{kind}_err", posterior_deviation(found.values[..., number]), "VIS"))
+    for kind, index in (("sersic_flagged", "sersic_n"), ("morphology_flagged", "gini")):
+        counted = found.flagged[..., INDICES.index(index)].sum(0)
+        table.add_column(column(kind, np.where(found.measured, counted, -1).astype(np.int32), "VIS"))
 
 
 def _covariance(samples: np.ndarray) -> np.ndarray:

@@ -162,7 +162,7 @@ def scale_errors(table: Table, names: Sequence[str], calibration: Calibration | 
         unscaled = table[error]
         text = f"{unscaled.description}, as sampled"
         behind = table.colnames.index(error) + 1
-        table.add_column(Column(unscaled.data.copy(), unit=unscaled.unit, description=text), behind, raw)
+        table.add_column(Column(unscaled, description=text, meta=unscaled.meta), behind, raw)
     errors = calibration.errors if calibration else None
     table.meta["ERRSCALE"] = "conformal" if errors else "none"
     if calibration is None or errors is None:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jointdiff.measure.detection import Segments
+
 _ROWS = 16
 """Chords per pixel of the aperture integral: a pixel's share is exact to 1e-2, a 5-pixel circle's area to 1e-4."""
 
@@ -39,6 +41,34 @@ def aperture_map(x: np.ndarray, y: np.ndarray, radius: float, shape: tuple[int, 
     source, i, j = np.nonzero(inside)
     pixels = rows[source, i, 0] * shape[1] + columns[source, 0, j]
     return _sparse(source, pixels, overlap[source, i, j], (len(x), shape[0] * shape[1]))
+
+
+def gaussian_map(segments: Segments, sigma: float, psf_sigma: float) -> Tensor:
+    """Gaussian apertures of peak 1 and width ``sigma`` on the sky as before any PSF: a sparse (K, H·W) float64 tensor.
+
+    psf_sigma: of the images' Gaussian PSF; both in pixels, sigma the larger. Under the weight exp(-r²/2q²) with
+    q² = sigma² - psf_sigma², an image convolved with the PSF sums to what the sky does under exp(-r²/2 sigma²), times
+    q²/sigma² (Kuijken et al. 2015, MNRAS 454, 3500, eq. A16): the Gaussian aperture and PSF flux, the same at any
+    resolution. Pixels of other sources' segments do not count.
+    """
+    narrow = sigma**2 - psf_sigma**2
+    assert narrow > 0, "an aperture no wider than the PSF"
+    (height, width), reach = segments.labels.shape, int(np.ceil(4 * sigma))
+    rows, columns, values, owners = [], [], [], []
+    for k, (y, x) in enumerate(zip(segments.y, segments.x, strict=True)):
+        top, left = max(round(y) - reach, 0), max(round(x) - reach, 0)
+        near = (slice(top, round(y) + reach + 1), slice(left, round(x) + reach + 1))
+        own = np.isin(segments.labels[near], (0, k + 1))
+        i, j = np.nonzero(own)
+        i, j = i + top, j + left
+        rows.append(i)
+        columns.append(j)
+        values.append(sigma**2 / narrow * np.exp(-((i - y) ** 2 + (j - x) ** 2) / (2 * narrow)))
+        owners.append(np.full(len(i), k))
+    if not owners:
+        return _sparse(np.empty(0), np.empty(0), np.empty(0), (0, height * width))
+    pixels = np.concatenate(rows) * width + np.concatenate(columns)
+    return _sparse(np.concatenate(owners), pixels, np.concatenate(values), (len(segments), height * width))
 
 
 def segment_map(labels: np.ndarray, count: int) -> Tensor:

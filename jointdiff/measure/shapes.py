@@ -41,6 +41,12 @@ def _first_crossing(growth: np.ndarray, area: np.ndarray) -> np.ndarray:
     return np.where(total > 0, area[lower] + step * (area[upper] - area[lower]), np.nan)
 
 
+def axis_ratio(shape: np.ndarray) -> np.ndarray:
+    """b/a (…) of ellipticities (e1, e2), (…, 2)."""
+    size = np.hypot(shape[..., 0], shape[..., 1])
+    return (1 - size) / (1 + size)
+
+
 def ellipticity(images: np.ndarray, segments: Segments, r50: np.ndarray) -> np.ndarray:
     """(e1, e2), shape (S, K, 2), of images (S, H, W): epsilon = (a - b)/(a + b) at position angle phi.
 

@@ -15,7 +15,7 @@ ORDER = [
 # fmt: on
 """From top to bottom; the package's own __init__ offers what all of them define, so it comes last."""
 
-SLOW = {"galsim", "speclite", "surveycodex", "matplotlib", "sep"}
+SLOW = {"galsim", "speclite", "surveycodex", "matplotlib", "sep", "statmorph"}
 """Imported inside functions only, so that ``--help`` is quick."""
 
 FORBIDDEN_MODULES = {"torchvision", "pickle", "cPickle", "dill", "cloudpickle", "joblib", "matplotlib.pyplot", "pylab"}

@@ -59,6 +59,22 @@ def test_a_suite_leaves_its_table_and_figure_and_goes_on_where_it_was(run, monke
         evaluate(run, "--suite", "solver", "--sampling.samples", "4")
 
 
+def test_morphology_of_a_few_scenes(run, monkeypatch, capsys):
+    from jointdiff.evaluate import morphology_study
+
+    pytest.importorskip("statmorph", reason="statmorph comes with the extras morphology and dev")
+    monkeypatch.setattr(morphology_study, "SAMPLES", 2)
+    assert evaluate(run, "--suite", "morphology", "--sampling.scenes", "1") == 0
+    folder = run / "evaluation" / "morphology"
+    table = Table.read(folder / "table.ecsv", format="ascii.ecsv")
+    assert set(table["quantity"]) == set(morphology_study.QUANTITIES) and set(table["method"]) == {
+        "jointdiff",
+        "wiener",
+    }
+    assert (table["sources"] > 0).all() and (table["flagged_truth"] + table["scored"] <= table["sources"]).all()
+    assert (folder / "morphology.png").is_file() and "coverage" in capsys.readouterr().out
+
+
 def test_every_suite_of_the_command_has_a_function():
     from typing import get_args
 

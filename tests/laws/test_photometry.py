@@ -11,7 +11,7 @@ from jointdiff.measure import data_checks
 from jointdiff.measure.catalog import measure_images
 from jointdiff.measure.data_checks import Data, check_against_data
 from jointdiff.measure.detection import Segments, band_weights, grow
-from jointdiff.measure.photometry import aperture_map, circle_overlap, fluxes, segment_map
+from jointdiff.measure.photometry import aperture_map, circle_overlap, fluxes, gaussian_map, segment_map
 
 SHAPE = (40, 44)
 NAMES = ("VIS", "g", "r")
@@ -48,6 +48,27 @@ def test_aperture_has_the_area_of_its_circle(radius):
     pixel_map = aperture_map(np.array([20.37]), np.array([19.81]), radius, SHAPE)
     area = float(fluxes(torch.ones(1, *SHAPE), pixel_map))
     assert area == pytest.approx(np.pi * radius**2, rel=3e-3 / radius)
+
+
+@pytest.mark.parametrize("psf", [0.85, 2.0, 3.5])
+def test_gaussian_aperture_flux_does_not_depend_on_the_psf(psf):
+    """An elliptical Gaussian galaxy: F exp(-r²/2σ²) integrates to F σ²/√((σ²+a²)(σ²+b²)) (Kuijken et al. 2015, A16)."""
+    y, x = np.mgrid[:120, :120]
+    a, b, sigma = 4.0, 2.0, 5.0
+    wide, high = a**2 + psf**2, b**2 + psf**2
+    light = np.exp(-((x - 60.3) ** 2) / (2 * wide) - (y - 58.8) ** 2 / (2 * high)) / (2 * np.pi * np.sqrt(wide * high))
+    one = Segments(np.zeros((120, 120), dtype=int), np.array([60.3]), np.array([58.8]))
+    flux = float(fluxes(torch.as_tensor(light)[None], gaussian_map(one, sigma, psf)))
+    assert flux == pytest.approx(sigma**2 / np.sqrt((sigma**2 + a**2) * (sigma**2 + b**2)), rel=1e-6)
+
+
+def test_gaussian_aperture_leaves_out_neighbours(segments):
+    weights = gaussian_map(segments, 6.0, 1.0).to_dense().reshape(3, *SHAPE).numpy()
+    for k in range(3):
+        assert not weights[k][(segments.labels > 0) & (segments.labels != k + 1)].any()
+        assert weights[k][segments.labels == k + 1].min() > 0 and weights[k][segments.labels == 0].max() > 0
+    nothing = Segments(np.zeros(SHAPE, dtype=int), np.empty(0), np.empty(0))
+    assert fluxes(torch.ones(2, *SHAPE), gaussian_map(nothing, 6.0, 1.0)).shape == (0, 2)
 
 
 def test_pixels_count_by_their_area_inside_the_circle():

@@ -9,7 +9,16 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from jointdiff.io.scene_files import read_field
-from jointdiff.io.wcs import celestial_wcs, fit_grid, image_centre, overlaps, sky_position, tangent_plane, tangent_wcs
+from jointdiff.io.wcs import (
+    celestial_wcs,
+    direction_angle,
+    fit_grid,
+    image_centre,
+    overlaps,
+    sky_position,
+    tangent_plane,
+    tangent_wcs,
+)
 from jointdiff.scene import Grid
 
 CENTRE = (266.3, 65.94)
@@ -66,6 +75,21 @@ def test_north_and_east():
     assert middle.spherical_offsets_to(up)[1].arcsec == pytest.approx(0.1, abs=1e-5)
     assert middle.spherical_offsets_to(left)[0].arcsec == pytest.approx(0.1, abs=1e-5)
     assert np.sign(np.linalg.det(grid.matrix)) == -1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("angle", [0.0, 0.4, -2.5])
+def test_position_angles_are_astropys(angle, flip):
+    """Towards a star at a known position angle, whatever the turn and the parity of the pixels."""
+    wcs, at = tangent_wcs(_grid(angle, flip), CENTRE), np.array([[49.0, 20.0]])
+    for expected in (0.0, 30.0, 100.0, 179.0):
+        star = wcs.pixel_to_world(at[0, 1], at[0, 0]).directional_offset_by(expected * u.deg, 0.1 * u.arcsec)
+        x, y = wcs.world_to_pixel(star)
+        phi = np.arctan2(y - at[:, 0], x - at[:, 1])
+        for axis in (phi, phi + np.pi):  # an axis has no direction
+            found = direction_angle(wcs, at, axis, "g", "file")[0]
+            assert np.sin(np.radians(found - expected)) == pytest.approx(0, abs=1e-5) and 0 <= found < 180
+    assert np.isnan(direction_angle(wcs, at, np.array([np.nan]), "g", "file")).all()
 
 
 def test_tangent_plane_is_the_gnomonic_projection():
