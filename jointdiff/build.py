@@ -62,7 +62,8 @@ def images(config: Config):
 def simulator(config: Config, split: str, margin: int | None = None, geometries=None, device="cpu"):
     """Mocks of one split of the run's library: as training sees them or, with a margin, complete ones.
 
-    margin: scene pixels around the core that are composed but not observed.
+    margin: scene pixels around the core that are composed but not observed. Complete mocks have the errors that nobody
+    knows of; training needs none, for a denoiser is asked about images without the errors that a sample draws.
     """
     from jointdiff.scene import Grid
     from jointdiff.simulate.compose import Crowding
@@ -77,14 +78,18 @@ def simulator(config: Config, split: str, margin: int | None = None, geometries=
         drop_ground=scene.drop_ground,
         drop_vis=scene.drop_vis,
         drop_all=scene.drop_all,
-        jitter=scene.jitter,
-        zero_point_error=scene.zero_point_error,
-        psf_error=scene.psf_error,
-        sky_error=scene.sky_error,
     )
     if margin is not None:
         width = margin * scene.pixel_scale
-        conditions = replace(complete(conditions), margin=float(margin > 0), margin_width=(width, width))
+        conditions = replace(
+            complete(conditions),
+            margin=float(margin > 0),
+            margin_width=(width, width),
+            jitter=scene.jitter,
+            zero_point_error=scene.zero_point_error,
+            psf_error=scene.psf_error,
+            sky_error=scene.sky_error,
+        )
     size = scene.size + 2 * (margin or 0)
     check_bands(config)
     _check_library(config)

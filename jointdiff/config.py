@@ -26,6 +26,7 @@ class ReconstructConfig:
         evaluations: Evaluations of the network per sample.
         seed: Seed of the samples.
         align: Correct the positions of the images against the reference by their own light; true or false.
+        stars: Subtract a star that outshines all else, and mask what that leaves; false keeps it as a source.
         aliases: Columns of the catalog again under the names of Euclid's MER catalogue, or of Rubin's.
         ecsv: Write every catalog as ECSV (text), too; true or false.
         morphology: Samples that statmorph measures Sérsic index, C, A, Gini and M20 on; 0 for none.
@@ -41,6 +42,7 @@ class ReconstructConfig:
     evaluations: int = 8
     seed: int = 0
     align: bool = True
+    stars: bool = True
     aliases: Literal["none", "mer", "lsst"] = "none"
     ecsv: bool = False
     morphology: int = 0
@@ -241,7 +243,8 @@ def train(config: Config) -> None:
     scene, network = config.scene, config.network
     bands = [(band.name, band.filter) for band in build.bands(config)]
     size = (scene.pixel_scale, scene.target_fwhm, len(prior.wavenumbers))
-    denoiser = Denoiser(bands, *size, widths=network.widths, blocks=network.blocks)
+    levels = [scene.jitter, scene.zero_point_error, scene.psf_error, scene.sky_error]
+    denoiser = Denoiser(bands, *size, widths=network.widths, blocks=network.blocks, levels=levels)
     denoiser.set_prior(prior)
     denoiser.network_dtype = network_dtype(config.training.mixed_precision, accelerator.device)
     trainer = Trainer(accelerator, denoiser, simulator, config.training, run)
@@ -288,23 +291,21 @@ def reconstruct(config: ReconstructConfig) -> None:
 
     output = Path(config.output)
     require(output.is_dir() or not output.exists(), "output", output, "a folder")
-    folder = checkpoint_folder(config.checkpoint)
-    workers = Workers.launched(PATIENCE)
+    folder, workers = checkpoint_folder(config.checkpoint), Workers.launched(PATIENCE)
     denoiser, both = load_denoiser(folder, workers.device), config.mode == "both"
     own = "amortized" if both else config.mode
     reconstructor = build_reconstructor(config.method, denoiser, config.evaluations, own)
     check = build_reconstructor(config.method, denoiser, config.evaluations, "factorized") if both else None
-    calibration = _calibration_for(config, folder, own)
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
     extras = Extras(config.aliases, config.ecsv, config.morphology)
-    given = (reconstructor, config.num_samples, config.align, calibration, check, extras)
+    calibration = _calibration_for(config, folder, own)
+    given = (reconstructor, config.num_samples, config.align, calibration, check, extras, config.stars)
     jobs = [job_of(field, given, config.tile, workers) for field in read_fields(config.scene)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs if job is not None]
     if not workers.first:
         return
-    merged = merge_catalogs(catalogs)
-    export(output, merged, provenance, config.ecsv)
+    export(output, merged := merge_catalogs(catalogs), provenance, config.ecsv)
     save_config(config, output / "reconstruct.yaml")
     print(f"{len(merged)} sources of {len(jobs)} field{'s' * (len(jobs) > 1)}: {output / 'catalog.fits'}")
 

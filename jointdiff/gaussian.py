@@ -241,7 +241,7 @@ class GaussianPosterior:
         self.grid = model.grid
         self.weighted_data = model.adjoint([o.weigh(o.image) for o in observations])  # Aᵀ N⁻¹ y
         self.data_precision = model.precision(observations, weights)
-        self._model, self._observations = model, observations
+        self.model, self.observations = model, observations
         self._even = [evenly_weighed(o) for o in observations]
         even_data = model.adjoint([o.weigh(o.image) for o in self._even])
         if amplitude is None:
@@ -260,7 +260,7 @@ class GaussianPosterior:
 
     def _operator(self, x: Tensor) -> Tensor:
         """The exact precision, Aᵀ N⁻¹ A x + Γ⁻¹ x / a²."""
-        return self._model.normal(x, self._observations) + field(apply(self.prior_precision, spectrum(x)), self.grid)
+        return self.model.normal(x, self.observations) + field(apply(self.prior_precision, spectrum(x)), self.grid)
 
     def solve(self, rhs: Tensor, tolerance: float) -> Tensor:
         """P⁻¹ rhs of the exact precision, (S, C, H, W) for one scene (B = 1), each to ``tolerance`` of its norm."""
@@ -268,6 +268,11 @@ class GaussianPosterior:
         unit = rhs / norm
         start = self._covariance(unit)
         return norm * conjugate_gradient(self._operator, self._covariance, unit, start, tolerance, self._max_steps)
+
+    def answer(self, rhs: Tensor, error: float) -> Tensor:
+        """P⁻¹ rhs likewise, each to ``error`` posterior standard deviations along any one direction."""
+        start, tolerance = self._covariance(rhs), error / rhs[0].numel() ** 0.5
+        return conjugate_gradient(self._operator, self._covariance, rhs, start, tolerance, self._max_steps)
 
     def _solve(self, rhs: Tensor, start: Tensor) -> Tensor:
         return conjugate_gradient(self._operator, self._covariance, rhs, start, self._tolerance, self._max_steps)
@@ -293,27 +298,31 @@ class GaussianPosterior:
         From white noise in the scene (S, C, H, W) and in each image (S, h, w): with ξ of covariance P, the solution of
         P x = Aᵀ N⁻¹ y + ξ is a sample (Papandreou & Yuille 2010, NIPS 23).
         """
-        weighted = [o.weighed_noise(white) for o, white in zip(self._observations, data, strict=True)]
+        weighted = [o.weighed_noise(white) for o, white in zip(self.observations, data, strict=True)]
         prior = field(apply(torch.linalg.cholesky(self.prior_precision), spectrum(scene)), self.grid)
-        xi = self._model.adjoint(weighted) + prior
+        xi = self.model.adjoint(weighted) + prior
         return self._solve(self.weighted_data + xi, self.mean + self._covariance(xi))
+
+    def residual(self, mean: Tensor) -> Tensor:
+        """Aᵀ N⁻¹ y − P x (B, C, H, W) of the exact precision: zero at the exact mean."""
+        return self.weighted_data - self._operator(mean)
 
     def error(self, mean: Tensor) -> Tensor:
         """How far (B,) an image is from the exact mean, rms in posterior standard deviations of the stationary S."""
-        residual = self.weighted_data - self._operator(mean)
+        residual = self.residual(mean)
         return (residual * self._covariance(residual)).mean((1, 2, 3)).clamp(min=0).sqrt()
 
     @cached_property
     def coverage(self) -> Tensor:
         """A band's own precision (B, C, H, W) over its mean: 1 where data are as deep as on average, 0 where absent."""
-        hits = self._model.coverage(self._observations)
+        hits = self.model.coverage(self.observations)
         average = self.data_precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).view(*hits.shape[:2], 1, 1)
         return hits / average.clamp(min=1e-12)
 
     @cached_property
     def footprint(self) -> Tensor:
         """Where each band was seen (B, C, H, W), blurred by its PSF: up to 1, however deep; 0 where it was not."""
-        hits = self._model.coverage(self._even)
+        hits = self.model.coverage(self._even)
         return hits / hits.amax((-2, -1), keepdim=True).clamp(min=1e-12)
 
     @cached_property

@@ -108,6 +108,8 @@ class Observation:
     ivar: (B, h, w), inverse variance in nJy⁻²; zero where masked or missing.
     correlation: power spectrum ρ (B, h, w//2 + 1) of the noise in units of its deviation, of mean 1 (correlation.py);
         None for white noise.
+    position_error: standard deviation of its position along each axis, arcsec; None for the usual one. position_told:
+        whether its light tells of it; false where it has told what cannot be true.
     """
 
     band: Band
@@ -115,6 +117,8 @@ class Observation:
     image: Tensor
     ivar: Tensor
     correlation: Tensor | None = None
+    position_error: float | None = None
+    position_told: bool = True
 
     @property
     def present(self) -> Tensor:

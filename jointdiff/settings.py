@@ -92,6 +92,9 @@ class LibraryConfig:
 class SceneConfig:
     """The scenes composed from the library, and how they are observed.
 
+    The four errors are those that nobody knows of: scenes that a run is scored and calibrated on have them, and its
+    model's samples allow for them in any field. Training needs none.
+
     Attributes:
         size: Scene pixels on a side.
         pixel_scale: Scene pixel in arcsec.

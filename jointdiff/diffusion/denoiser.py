@@ -19,6 +19,7 @@ from jointdiff.diffusion.network import UNet
 from jointdiff.diffusion.symmetry import Symmetry, seen_through
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import Conditional, GaussianPosterior, GaussianPrior
+from jointdiff.nuisances import Levels
 from jointdiff.scene import Band, Grid, Observation
 
 FIELDS = 7
@@ -65,7 +66,8 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
     """Holds Γ, the bands, the pixel scale, the target PSF and the network: all that a checkpoint has to say.
 
     bands: ((name, filter), …). pixel_scale, target_fwhm: arcsec. wavenumbers: the number K of tabulated Γ(k).
-    widths, blocks: of the network (see UNet).
+    widths, blocks: of the network (see UNet). levels: deviations of what nobody knows of an observation
+    (nuisances.Levels), which samples allow for.
     """
 
     wavenumbers: Tensor
@@ -79,8 +81,10 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         wavenumbers: int,
         widths: Sequence[int],
         blocks: int,
+        levels: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
     ):
         super().__init__()
+        self.levels = Levels(*levels)
         self.bands = tuple(Band(name, curve) for name, curve in bands)
         self.pixel_scale, self.target_fwhm = pixel_scale, target_fwhm
         self.network_dtype: torch.dtype | None = None  # autocast of the network alone; the Gaussian part is float32
@@ -109,6 +113,9 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         """Everything of D that does not depend on x_t. amplitude: (B,), or None for the maximum of the evidence.
         options: others of GaussianPosterior.
 
+        Several images of the same weights (B = 1) serve as many samples of one sky, of which μ₀ alone differs. start:
+        a first guess of it.
+
         The maps are μ₀ in posterior sigmas, the matched-filter significance, and how much of the data covers a pixel.
         """
         posterior = GaussianPosterior(
@@ -126,7 +133,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         noise = variance.sqrt().view_as(depth)
         coverage = posterior.coverage
         signal, matched_filter = posterior.mean / noise, posterior.weighted_data / matched
-        maps = torch.cat([signal.asinh(), matched_filter.asinh(), coverage], dim=1)
+        maps = torch.cat([signal.asinh(), matched_filter.asinh(), coverage.expand_as(signal)], dim=1)
         # Γ(0) and the depth at k = 0 tell how far the posterior widens to the prior where data are shallow or absent.
         prior = posterior.prior_precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).view_as(depth)
         gain = ((prior + depth) / (prior + depth * coverage.clamp(min=0))).sqrt()

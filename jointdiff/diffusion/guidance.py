@@ -105,13 +105,16 @@ class Factorized:
         self._tolerance, self._steps = tolerance, steps
 
     @classmethod
-    def of(cls, denoiser: Denoiser, observations: Sequence[Observation], grid: Grid) -> "Factorized":
-        """From a denoiser and observations of one sky (B = 1); the amplitude is VIS's.
+    def of(
+        cls, denoiser: Denoiser, observations: Sequence[Observation], grid: Grid, amplitude: Tensor | None = None
+    ) -> "Factorized":
+        """From a denoiser and observations of one sky (B = 1, or several images of the same weights); the amplitude
+        is VIS's, where it is not given.
 
         All but the network is in double precision: bright sources leave float32 short of the tolerance.
         Raises InputError where VIS, or every other band, was not observed.
         """
-        return cls.between(denoiser, *divided(observations), grid)
+        return cls.between(denoiser, *divided(observations), grid, amplitude)
 
     @classmethod
     def between(

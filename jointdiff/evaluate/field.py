@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from astropy.table import Table
-from torch import Tensor
 
 from jointdiff.errors import InputError
 from jointdiff.evaluate.accuracy import residual_chi2
@@ -20,6 +19,7 @@ from jointdiff.measure.aliases import add_aliases
 from jointdiff.measure.catalog import (
     CORRELATED_NOISE,
     MODES_DISAGREE,
+    NEAR_STAR,
     NOT_CONVERGED,
     MeasureSettings,
     find_sources,
@@ -33,8 +33,9 @@ from jointdiff.measure.modes import disagreement
 from jointdiff.measure.morphology import require_statmorph
 from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.reconstruct.align import align_field
-from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
+from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, misfits
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
+from jointdiff.reconstruct.stars import subtract_stars
 from jointdiff.scene import Observation
 
 
@@ -43,7 +44,7 @@ class FieldJob:
 
     align: correct the positions of its observations by their own light, before they are sampled. calibration: of the
     reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration says; None for no
-    check. extras: what the catalog holds on request.
+    check. extras: what the catalog holds on request. stars: subtract those that outshine it.
     Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
     """
 
@@ -56,6 +57,7 @@ class FieldJob:
         calibration: Calibration | None = None,
         check: Reconstructor | None = None,
         extras: Extras | None = None,
+        stars: bool = True,
     ):
         self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, align
         self._calibration, self._check = calibration, check
@@ -65,6 +67,7 @@ class FieldJob:
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
+        self.padded, self._stars = subtract_stars(self.padded, field.name) if stars else (self.padded, ())
         self._check_size(f"{field.name} ({field.path})")
         for method in (reconstructor, check):
             if method is not None:
@@ -106,7 +109,7 @@ class FieldJob:
             f"{field.name}, {self._reconstructor.method}",
         )
         save_figure(figure, folder / "figure.png")
-        chi2 = chi2_text(padded.observations, misfit(padded.observations, draws.samples, model))
+        chi2 = chi2_text(padded.observations, misfit(padded.observations, draws, model))
         self._tell(len(catalog), seconds, chi2, folder)
         return catalog
 
@@ -161,7 +164,10 @@ class FieldJob:
         return catalog
 
     def _place(self, catalog: Table) -> None:
-        """Positions on the sky of sources in pixels of the core."""
+        """Positions on the sky of sources in pixels of the core, and who is near a star."""
+        for star in self._stars:
+            near = star.near(catalog["y"], catalog["x"], self.padded.core.scale)
+            catalog["flags"] |= NEAR_STAR * near
         reference = self.field.reference
         place(catalog, self.field.wcs, reference, self.field.sources[reference])
 
@@ -203,12 +209,13 @@ class FieldJob:
 
 
 @torch.no_grad()
-def misfit(observations: Sequence[Observation], samples: Tensor, model: ForwardModel) -> np.ndarray:
-    """χ² and the number of pixels, (O, 2), of each observation, summed over samples (S, C, H, W)."""
-    totals = np.zeros((len(observations), 2))
-    for sample in samples:
-        for total, o, image in zip(totals, observations, model(sample[None]), strict=True):
-            total += residual_chi2((o.image - image).cpu().numpy(), o.ivar.cpu().numpy())
+def misfit(observations: Sequence[Observation], draws: Draws, model: ForwardModel) -> np.ndarray:
+    """χ² and the number of pixels, (O, 2), of each observation, summed over samples."""
+    totals, images = np.zeros((len(observations), 2)), [o.image for o in observations]
+    for number, sample in enumerate(draws.samples):
+        left = misfits(images, model(sample[None]), [offset[number : number + 1] for offset in draws.offsets])
+        for total, o, residual in zip(totals, observations, left, strict=True):
+            total += residual_chi2(residual.cpu().numpy(), o.ivar.cpu().numpy())
     return totals
 
 

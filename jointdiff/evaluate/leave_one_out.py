@@ -111,6 +111,7 @@ def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, sample
         draws = method.sample(others, padded.grid, samples, NoiseStream(seed, f"{name} without {number}"))
         model = denoiser.forward_model([left], padded.grid)
         fitted, predicted = (model(d.samples)[0] for d in (whole, draws))
+        fitted = fitted + whole.offsets[number] if whole.offsets else fitted
         image, ivar = left.image[0], left.ivar[0]
         mean = fitted.mean(0)
         around = (ivar > 0) & (mean > torch.maximum(LIGHT * mean.max(), ivar.clamp(min=1e-30).rsqrt()))

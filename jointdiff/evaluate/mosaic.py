@@ -75,6 +75,7 @@ class MosaicJob(FieldJob):
         calibration: Calibration | None = None,
         check: Reconstructor | None = None,
         extras: Extras | None = None,
+        stars: bool = True,
         size: int = 256,
         workers: Workers | None = None,
     ):
@@ -86,7 +87,7 @@ class MosaicJob(FieldJob):
                 f"{field.name}: {how} knows no tiles, and {shape} pixels are above those sampled whole: take method "
                 f"wiener, or diffusion in mode amortized; or a larger --tile ({field.path})"
             )
-        super().__init__(field, reconstructor, count, align, calibration, extras=extras)
+        super().__init__(field, reconstructor, count, align, calibration, extras=extras, stars=stars)
 
     @property
     def _tiling(self) -> Tiling:
@@ -100,6 +101,7 @@ class MosaicJob(FieldJob):
         start, tiling = time.perf_counter(), self._tiling
         self._say(f"{self._describe()}, in {len(tiling)} tiles seen on {' × '.join(map(str, tiling.shape))} each")
         settings = dict(provenance) | {"samples": self._count, "align": self._align, "name": self.field.name}
+        settings["stars"] = repr(self._stars)
         settings |= {"tile": self._size, "context": CONTEXT, "blend": BLEND, "mean": "blended"}
         settings["precision"] = str(self._reconstructor.denoiser.network_dtype)
         key = key_of(self.field.observations, self.field.grid, settings)
@@ -224,7 +226,8 @@ class MosaicJob(FieldJob):
         """χ² and numbers of pixels, (O, 2), of what was observed in a tile alone."""
         seen = seen_in(self.padded, view.field.grid, view.corner, tile.spans, 0).observations
         model = self._reconstructor.denoiser.forward_model(seen, view.field.grid)
-        return misfit(seen, samples.to(seen[0].image), model)
+        samples = samples.to(seen[0].image)
+        return misfit(seen, Draws(samples, samples[0]), model)
 
     def _write(self, store: TileStore, folder: Path, catalog: Table, provenance, cards) -> None:
         field, denoiser = self.padded, self._reconstructor.denoiser

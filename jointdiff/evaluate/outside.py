@@ -23,7 +23,7 @@ from jointdiff.evaluate.suite import Kept, Outcome, Row, format_rows, table_of
 from jointdiff.forward import ForwardModel, gaussian_transfer, half_plane_weights
 from jointdiff.measure.catalog import find_sources
 from jointdiff.measure.data_checks import Data, check_against_data
-from jointdiff.reconstruct.base import Draws, NoiseStream
+from jointdiff.reconstruct.base import Draws, NoiseStream, misfits
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.scene import Band, Grid, Observation
 from jointdiff.seeds import seed_of
@@ -191,11 +191,12 @@ def residuals(draws: Draws, truth: Tensor, model: ForwardModel, observations: Se
     seen, mean, every = model(truth[None]), model(draws.mean[None]), model(draws.samples)
     peak = max(float((a.abs() * o.ivar.sqrt()).max()) for a, o in zip(seen, observations, strict=True))
     shared = own = excess = variance = 0.0
-    for o, light, guess, models in zip(observations, seen, mean, every, strict=True):
+    left = misfits([o.image for o in observations], every, draws.offsets)
+    for o, light, guess, misfit in zip(observations, seen, mean, left, strict=True):
         weighed = o.weigh(light)
         shared, own = shared + float((weighed * guess).sum()), own + float((weighed * light).sum())
         around = (light.abs() * o.ivar.sqrt() > FOOTPRINT * peak)[0] & (o.ivar[0] > 0)
-        chi2 = ((o.image - models).square() * o.ivar)[:, around]
+        chi2 = (misfit.square() * o.ivar)[:, around]
         excess += float((chi2 - 1).sum(-1).mean())
         variance += 2 * int(around.sum()) * _shared_power(o)
     brightness = (draws.samples * truth).sum((1, 2, 3)) / truth.square().sum()

@@ -20,6 +20,7 @@ from jointdiff.measure.data_checks import Data
 from jointdiff.measure.detection import DetectionSettings, Segments
 from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.measure.shapes import half_light_radius
+from jointdiff.reconstruct.base import misfits
 
 REFERENCE = "wiener"
 ORACLE = "oracle"
@@ -34,11 +35,13 @@ class Estimate:
     """One method's answer for one scene: samples (S, C, H, W) and mean (C, H, W), nJy per pixel.
 
     photometry_only: its images hold fluxes alone; their shapes were given to the method, and are not scored.
+    offsets: what each sample takes each image to be off by (reconstruct.base.Draws).
     """
 
     samples: Tensor
     mean: Tensor
     photometry_only: bool = False
+    offsets: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -196,9 +199,10 @@ def _residuals(estimate: Estimate, data: Data | None, channels: int) -> np.ndarr
     totals = np.zeros((channels, 2))
     if data is not None:
         model = data.forward(estimate.samples[:4].to(data.images[0]))
-        for image, ivar, band, seen in zip(data.images, data.ivars, data.bands, model, strict=True):
-            residual = torch.where(ivar > 0, image - seen, 0.0).cpu().numpy()
-            totals[band] += accuracy.residual_chi2(residual, ivar.expand(residual.shape).cpu().numpy())
+        left = misfits(data.images, model, estimate.offsets)
+        for residual, ivar, band in zip(left, data.ivars, data.bands, strict=True):
+            seen = torch.where(ivar > 0, residual, 0.0).cpu().numpy()
+            totals[band] += accuracy.residual_chi2(seen, ivar.expand(seen.shape).cpu().numpy())
     return totals
 
 

@@ -154,7 +154,7 @@ class Validation:
     def estimate(self, method: Reconstructor, trial: Trial) -> Estimate:
         """What a method says about one scene."""
         draws = method.sample(trial.observations, self.grid, self.samples, NoiseStream(self.seed, trial.name))
-        return Estimate(draws.samples, draws.mean, photometry_only=isinstance(method, Templates))
+        return Estimate(draws.samples, draws.mean, isinstance(method, Templates), draws.offsets)
 
     def _baseline(self, name: str, denoiser: Denoiser, trial: Trial) -> Estimate:
         """One of settings.Compared."""

@@ -28,11 +28,12 @@ FLAGS = {
     16: "shape undefined on more than half of the samples",
     32: "a band has correlated noise, its spectrum and level estimated from sky pixels, or white for want of them",
     64: "ground data were in part taken in with the covariance of the prior, for the network's did not converge",
+    128: "near a star that outshone the field, was subtracted and is masked",
     256: "the amortized and the factorized mode disagree by more than MODETHR: not what the network was trained on",
 }
 """The bits of the column ``flags``."""
 
-CORRELATED_NOISE, NOT_CONVERGED, MODES_DISAGREE = 32, 64, 256
+CORRELATED_NOISE, NOT_CONVERGED, NEAR_STAR, MODES_DISAGREE = 32, 64, 128, 256
 """The bits that whoever has seen a field's observations, or drawn its samples, sets."""
 
 

@@ -106,11 +106,15 @@ def _straightened(observation: Observation, grid: Grid) -> Observation:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What was found of one field: bands, and for each the shift and its standard error (2,), arcsec (y, x)."""
+    """What was found of one field: bands, and for each the shift and its standard error (2,), arcsec (y, x).
+
+    numbers: of the observations that they are, among the field's.
+    """
 
     reference: str
     bands: tuple[str, ...]
     shifts: Shifts
+    numbers: tuple[int, ...] = ()
 
     @property
     def applied(self) -> Tensor:
@@ -120,11 +124,14 @@ class Alignment:
         return torch.where(found.unsqueeze(-1), self.shifts.value[0], 0.0)
 
     def apply(self, field: PaddedField) -> PaddedField:
-        """The field with the significant shifts corrected."""
-        shifts = {band: shift for band, shift in zip(self.bands, self.applied, strict=True) if shift.any()}
-        seen = field.observations
-        moved = (shifted(o, shifts[o.band.name]) if o.band.name in shifts and o.present.all() else o for o in seen)
-        return replace(field, observations=tuple(moved))
+        """The field with the significant shifts corrected, and its observations as uncertain as they then are."""
+        observations = list(field.observations)
+        for number, shift in zip(self.numbers, self.applied, strict=True):
+            o = observations[number]
+            uncertain = PRIOR * (number != self.numbers[self.bands.index(self.reference)])
+            placed = replace(shifted(o, shift) if shift.any() else o, position_error=uncertain)
+            observations[number] = placed if self.shifts.agree[0] else replace(o, position_told=False)
+        return replace(field, observations=tuple(observations))
 
     @property
     def line(self) -> str:
@@ -159,8 +166,10 @@ def align_field(
     """The field with every significant shift corrected, and what was found; None where nothing can be compared.
 
     The reference, which keeps its place, is VIS, or without it what was observed on the core's own pixels. Images that
-    are turned against the core by more than STRAIGHT stay where they are. parts: of a large field, each with all of its
-    observations in their order; what they say is averaged.
+    are turned against the core by more than STRAIGHT stay where they are. Others are then uncertain by PRIOR before the
+    data are seen, as the fit took them to be: its standard error is no second piece of knowledge. Where shifts do not
+    agree the data are not asked again. parts: of a large field, each with all of its observations in their order; what
+    they say is averaged.
     """
     present = [i for i, o in enumerate(field.observations) if o.present.all()]
     own = [i for i in present if np.allclose(field.observations[i].frame.grid.matrix, field.core.matrix)]
@@ -200,7 +209,7 @@ def _averaged(fits: Sequence[_Fit], bands: Sequence[str]) -> Alignment | None:
         values.append(value)
         errors.append(error)
     shifts = Shifts(torch.stack(values)[None], torch.stack(errors)[None])
-    return Alignment(bands[reference], tuple(bands[n] for n in numbers), shifts)
+    return Alignment(bands[reference], tuple(bands[n] for n in numbers), shifts, tuple(numbers))
 
 
 def _fit_scene(

@@ -16,6 +16,7 @@ from jointdiff.reconstruct.field import check_size, pad_field
 from jointdiff.reconstruct.posterior_sampling import DPS, MMPS, PiGDM
 from jointdiff.reconstruct.richardson_lucy import ImageSpace, RichardsonLucy
 from jointdiff.reconstruct.starlet import Starlet
+from jointdiff.reconstruct.stars import subtract_stars
 from jointdiff.reconstruct.tiles import divided, tile_size
 from jointdiff.reconstruct.wiener import BandWiener, Wiener
 from jointdiff.scene import Band, Grid, Observation
@@ -76,16 +77,17 @@ def reconstruct(
     evaluations: int = 8,
     mode: str = "amortized",
     align: bool = True,
+    stars: bool = True,
     tile: int = 0,
 ) -> SkySamples:
     """Sample the sharp sky of one field from its observations (B = 1).
 
     grid: pixels to reconstruct, by default those of VIS. seed, name: of the random numbers. evaluations: of the network
     per sample, at least 3. mode: how diffusion sees the data (METHOD section 7). align: correct the positions of
-    the observations by their own light (METHOD section 4). tile: side (pixels) of the tiles that a larger field is cut
-    into (METHOD section 12); 0 for 256, of fields above 512 × 512 alone. Given a field's name and the grid of
-    its reference, these are the samples of the reconstruct command. Raises InputError for observations that do not suit
-    the denoiser.
+    the observations by their own light; stars: subtract those that outshine the field (METHOD section 4). tile: side
+    (pixels) of the tiles that a larger field is cut into (METHOD section 12); 0 for 256, of fields above 512 × 512
+    alone. Given a field's name and the grid of its reference, these are the samples of the reconstruct command. Raises
+    InputError for observations that do not suit the denoiser.
     """
     if num_samples < 1 or evaluations < 3:
         raise InputError(f"num_samples is {num_samples} and evaluations {evaluations}: expected at least 1 and 3")
@@ -98,6 +100,7 @@ def reconstruct(
     field = pad_field(observations, grid, denoiser)
     check_size(field.grid.shape, num_samples, len(denoiser.bands), name)
     reconstructor.check(field.observations, name)
+    field = subtract_stars(field, name)[0] if stars else field
     stream = NoiseStream(seed, name)
     if size := tile_size(grid.shape, tile):
         if not reconstructor.seamless:

@@ -98,12 +98,21 @@ class Shared:
 class Draws:
     """What a method says about one sky: samples (S, C, H, W) and posterior mean (C, H, W), nJy per pixel.
 
-    converged: whether every linear system on the way was solved to its tolerance.
+    converged: whether every linear system on the way was solved to its tolerance. offsets: what each sample takes each
+    image to be off by, (S, h, w) in nJy per pixel; none where images are taken as they are.
     """
 
     samples: Tensor
     mean: Tensor
     converged: bool = True
+    offsets: Sequence[Tensor] = ()
+
+
+def misfits(images: Sequence[Tensor], models: Sequence[Tensor], offsets: Sequence[Tensor]) -> list[Tensor]:
+    """y − A x − M ν, (S, h, w) for each image (h, w) or (1, h, w), of samples, or the first of them, whose skies look
+    like ``models`` (S, h, w), and what they take the images to be off by, if they do."""
+    left = [image - seen for image, seen in zip(images, models, strict=True)]
+    return [a - b[: len(a)].to(a) for a, b in zip(left, offsets, strict=True)] if offsets else left
 
 
 class Reconstructor(ABC):
@@ -124,7 +133,10 @@ class Reconstructor(ABC):
 
     @property
     def seamless(self) -> bool:
-        """Whether tiles of one field, sampled each by itself, meet without a seam."""
+        """Whether tiles of one field, sampled each by itself, meet without a seam.
+
+        They do not where samples are of images without errors drawn for them (nuisances.py), which a tile draws alone.
+        """
         return False
 
     def sharing(self, shared: Shared) -> "Reconstructor":

@@ -113,14 +113,15 @@ def _from_config(file: Path) -> Denoiser:
         if isinstance(error, InputError):
             raise
         raise InputError(f"checkpoint: {_first_line(error)} ({file})") from error
-    keys = [name for name in inspect.signature(Denoiser).parameters]
+    parameters = inspect.signature(Denoiser).parameters
+    keys = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     if not isinstance(content, dict) or not set(keys) <= content.keys():
         missing = set(keys) - set(content) if isinstance(content, dict) else keys
         raise InputError(f"checkpoint: missing {', '.join(sorted(missing))} ({file})")
     if content.get("format") != FORMAT:
         raise InputError(f"checkpoint: format is {content.get('format')}, this version reads {FORMAT} ({file})")
     try:
-        return Denoiser(**{key: content[key] for key in keys})
+        return Denoiser(**{key: content[key] for key in parameters if key in content})
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(f"checkpoint: not a denoiser: {_first_line(error)} ({file})") from error
 

@@ -1,16 +1,19 @@
 """Diffusion: a denoiser that sees all the data, or VIS alone and is led by the rest (METHOD sections 6 and 7)."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
-from jointdiff.diffusion.guidance import Factorized, divided
+from jointdiff.diffusion.guidance import Convergence, Factorized, divided
 from jointdiff.diffusion.solvers import DEFAULT, SOLVERS, fields_of, levels_of
 from jointdiff.diffusion.symmetry import Symmetry
+from jointdiff.gaussian import GaussianPosterior
+from jointdiff.nuisances import nuisances_of
 from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.scene import Grid, Observation
 
@@ -21,7 +24,8 @@ MODES = tuple(BATCH)
 
 
 class Diffusion(Reconstructor):
-    """Samples of the learned posterior, each through a symmetry of its own; their mean is the posterior mean.
+    """Samples of the learned posterior, each through a symmetry of its own, and of images without the errors that it
+    draws for them (nuisances.py); their mean is the posterior mean.
 
     evaluations: of the network per sample, at least 3. solver: one of SOLVERS. mode: one of MODES; ``factorized`` takes
     derivatives of the network, which then computes in float32, and raises InputError for a sky without VIS.
@@ -42,7 +46,7 @@ class Diffusion(Reconstructor):
 
     @property
     def seamless(self) -> bool:
-        return self.mode == "amortized"
+        return self.mode == "amortized" and not self.denoiser.levels
 
     def check(self, observations: Sequence[Observation], label: str) -> None:
         if self.mode == "factorized":
@@ -51,24 +55,41 @@ class Diffusion(Reconstructor):
     # Not inference_mode: forward.py keeps Fourier matrices, and training may later use those made here.
     @torch.no_grad()
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
-        if self.mode == "factorized":
-            guided = Factorized.of(self.denoiser, observations, grid)
-            posterior, correction = guided.posterior, guided.residual
-        else:
-            options = self.shared.options if self.shared else {}
-            guided, conditioning = None, self.denoiser.condition(observations, grid, **options)
-            posterior = conditioning.posterior
-            correction = partial(self.denoiser.correction, conditioning=conditioning)
+        posterior, residual, convergence = whole, *_ = self._told(observations, grid)
+        amplitude, uncertain = posterior.amplitude.to(observations[0].image.dtype), self.denoiser.levels
+        if uncertain and self.mode == "factorized":  # whose posterior has the observations in another order
+            whole = self.denoiser.condition(observations, grid, amplitude).posterior
+        nuisances = nuisances_of(whole, uncertain)
         levels = levels_of(self._solver, posterior, self.evaluations)
         fields, channels = fields_of(self._solver, levels), posterior.mean.shape[1]
-        samples = []
+        samples, errors, converged = [], [], True
         for numbers in chunks(count, BATCH[self.mode]):
-            seen = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
             noise = [stream.white(numbers, grid, posterior.mean, f"sky {n}", channels) for n in range(fields)]
-            samples.append(SOLVERS[self._solver](partial(correction, symmetries=seen), posterior, levels, noise))
-        drawn = torch.cat(samples).to(observations[0].image.dtype)
-        converged = guided is None or guided.convergence.converged
+            (white,) = stream.normal(numbers, [(nuisances.count,)], posterior.mean)
+            errors.append(nuisances.draw(white))
+            if nuisances.count:
+                images, start = nuisances.corrected(errors[-1]), nuisances.sky(errors[-1])
+                posterior, residual, convergence = self._told(images, grid, amplitude, start)
+            seen = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
+            samples.append(SOLVERS[self._solver](partial(residual, symmetries=seen), posterior, levels, noise))
+            converged = converged and convergence.converged
+        drawn = torch.cat(samples).to(amplitude)
         if not converged:
             text = "the ground data were in part taken in with the covariance of Γ, for the network's did not converge"
             warnings.warn(f"{stream.name}: {text}", stacklevel=2)
-        return Draws(drawn, drawn.mean(0), converged)
+        return Draws(drawn, drawn.mean(0), converged, nuisances.offsets(torch.cat(errors)))
+
+    def _told(
+        self,
+        observations: Sequence[Observation],
+        grid: Grid,
+        amplitude: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> tuple[GaussianPosterior, Callable, Convergence]:
+        """The Gaussian posterior, D − μ about it, and whether its systems converge. start: a first guess of μ₀."""
+        if self.mode == "factorized":
+            guided = Factorized.of(self.denoiser, observations, grid, amplitude)
+            return guided.posterior, guided.residual, guided.convergence
+        options = self.shared.options if self.shared else {"amplitude": amplitude, "start": start}
+        conditioning = self.denoiser.condition(observations, grid, **options)
+        return conditioning.posterior, partial(self.denoiser.correction, conditioning=conditioning), Convergence()

@@ -40,6 +40,7 @@ class Note:
     amplitude: float
     reference: str = ""
     bands: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
     shifts: tuple[tuple[float, float], ...] = ()
     errors: tuple[tuple[float, float], ...] = ()
 
@@ -48,7 +49,7 @@ class Note:
         if found is None:
             return cls(key, float(amplitude))
         shifts, errors = (tuple((y, x) for y, x in t[0].tolist()) for t in (found.shifts.value, found.shifts.error))
-        return cls(key, float(amplitude), found.reference, found.bands, shifts, errors)
+        return cls(key, float(amplitude), found.reference, found.bands, found.numbers, shifts, errors)
 
     @property
     def alignment(self) -> Alignment | None:
@@ -56,7 +57,7 @@ class Note:
         if not self.bands:
             return None
         shifts = Shifts(*(torch.tensor(pairs, dtype=torch.float64)[None] for pairs in (self.shifts, self.errors)))
-        return Alignment(self.reference, self.bands, shifts)
+        return Alignment(self.reference, self.bands, shifts, self.numbers)
 
 
 class TileStore:
@@ -102,7 +103,7 @@ class TileStore:
         if content.get("key") != self._key or not self._ours("mean"):
             return None
         pairs = {name: tuple(map(tuple, content[name])) for name in ("shifts", "errors")}
-        return Note(**content | pairs | {"bands": tuple(content["bands"])})
+        return Note(**content | pairs | {name: tuple(content[name]) for name in ("bands", "numbers")})
 
     def write_note(self, note: Note, mean: Tensor) -> None:
         """Keep what all tiles share; mean: (1, C, H, W) on the padded grid."""

@@ -1,4 +1,4 @@
-"""The joint Wiener filter: the posterior of a Gaussian process, masks and uneven noise included."""
+"""The joint Wiener filter: the posterior of a Gaussian process; masks, uneven noise and observation errors included."""
 
 import warnings
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from jointdiff.gaussian import GaussianPosterior
+from jointdiff.nuisances import nuisances_of
 from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.scene import Grid, Observation
 
@@ -30,7 +31,7 @@ class Wiener(Reconstructor):
 
     @property
     def seamless(self) -> bool:
-        return True
+        return not self.denoiser.levels
 
     def covariance(self, grid: Grid) -> Tensor:
         """Γ (H, W//2 + 1, C, C) on the grid."""
@@ -49,13 +50,16 @@ class Wiener(Reconstructor):
         error = float(posterior.error(posterior.mean))
         if error > CONVERGED:
             warnings.warn(f"{stream.name}: its Wiener mean is off by {error:.2f} standard deviations", stacklevel=2)
-        mean = posterior.mean[0]
-        samples = []
+        nuisances = nuisances_of(posterior, self.denoiser.levels)
+        mean = nuisances.sky(nuisances.mean[None])[0]
+        samples, errors = [], []
         for numbers in chunks(count, CHUNK):
             scene = stream.white(numbers, grid, mean, "sky 0", len(mean))
             data = stream.data(numbers, observations, mean)
-            samples.append(posterior.perturbed(scene, data))
-        return Draws(torch.cat(samples), mean)
+            (white,) = stream.normal(numbers, [(nuisances.count,)], mean)
+            errors.append(nuisances.draw(white))
+            samples.append(posterior.perturbed(scene, data) + nuisances.sky(errors[-1]) - posterior.mean)
+        return Draws(torch.cat(samples), mean, offsets=nuisances.offsets(torch.cat(errors)))
 
 
 class BandWiener(Wiener):

@@ -59,7 +59,7 @@ class Conditions:
     What is served is not what was: deviations, per observation, of errors that nobody knows of. jitter: of the position
     along each axis, arcsec, but for VIS, which defines it. zero_point_error: fraction of the flux. psf_error: fraction
     of the PSF's width, without the pixel; in VIS that stands for its change with a source's colour. sky_error: of the
-    sky level left in an image, over the sky noise of a pixel.
+    sky level left in an image, over the sky noise of the survey's own pixel.
     """
 
     seeing: float = 0.06
@@ -175,7 +175,7 @@ class Telescope:
         white, level = _normal(flux.shape, flux, generator), 1.0 if shared is None else shared[:, :1, :1]
         noise = white if shared is None else convolved(white, shared.sqrt())
         variance = (sky.square() + depth.poisson_variance(flux.clamp(min=0))) / level
-        image = flux + variance.sqrt() * noise + errors.sky * sky
+        image = flux + variance.sqrt() * noise + errors.sky * sky * scale  # a level goes with the pixel's area
         known = (sky.square() + depth.poisson_variance(significant_flux(image, sky))) / level
         return Observation(band, frame, seen * image, seen / known, shared)
 

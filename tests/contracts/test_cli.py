@@ -78,6 +78,11 @@ def test_demo_yaml_is_the_default(repository):
             assert content[name].keys() == section.keys(), name
 
 
+def test_the_survey_config_has_the_usual_errors(repository):
+    scene = cli.parse("train", ["--config", str(repository / "configs" / "survey.yaml")]).scene
+    assert (scene.jitter, scene.zero_point_error, scene.psf_error, scene.sky_error) == (0.02, 0.01, 0.015, 0.1)
+
+
 def test_options_override_the_file(yaml_file):
     path = yaml_file("seed: 3\ntraining: {steps: 7, batch_size: 2}\n")
     parsed = cli.parse("train", ["--config", path, "--training.steps", "9", "--resume"])

@@ -42,7 +42,7 @@ def scene(tmp_path, monkeypatch) -> Path:
 
 
 def tiled(scene: Path, model: Path, output: Path, *options: str) -> list[str]:
-    return command(scene, model, output, "--tile", "38", "--align", "false", *options)
+    return command(scene, model, output, "--tile", "38", "--align", "false", "--stars", "false", *options)
 
 
 def drawn(monkeypatch) -> list[str]:
@@ -61,7 +61,23 @@ def drawn(monkeypatch) -> list[str]:
 def test_products_of_tiles_are_those_of_a_field(scene, model, tmp_path, capsys):
     """The same files, headers and columns."""
     for name, options in (("tiled", ["--tile", "38"]), ("whole", [])):
-        assert cli.main(command(scene, model, tmp_path / name, "--method", "wiener", "--align", "false", *options)) == 0
+        assert (
+            cli.main(
+                command(
+                    scene,
+                    model,
+                    tmp_path / name,
+                    "--method",
+                    "wiener",
+                    "--align",
+                    "false",
+                    "--stars",
+                    "false",
+                    *options,
+                )
+            )
+            == 0
+        )
     told = capsys.readouterr().out
     assert "4 of 4 tiles" in told and "0:00:00 left" in told
     cut, one = ({str(p.relative_to(tmp_path / n)) for p in (tmp_path / n).rglob("*")} for n in ("tiled", "whole"))
@@ -95,12 +111,12 @@ def test_sources_are_measured_on_tiles_as_on_the_field(scene, model, tmp_path, m
     Within 0.2 %: bands are weighed in the detection image by the median of tiles, which moves centres by some 1e-4
     pixels. Fluxes by likelihood are of templates that end elsewhere: within 2 % of their errors."""
     for y, x, counts in ((7, 33, 600), (34, 8, 500), (33, 31, 700)):
-        plant(scene, counts, (y, x))
+        plant(scene, counts, y, x)
     store: list[TileStore] = []
     monkeypatch.setattr(TileStore, "remove", lambda self: store.append(self))
     assert cli.main(tiled(scene, model, tmp_path / "tiles", "--method", "wiener")) == 0
     replay, field = Replayed(load_denoiser(model), store[0]), read_field(scene)
-    one = FieldJob(field, replay, 3, align=False).run(tmp_path / "one", 0, {})
+    one = FieldJob(field, replay, 3, align=False, stars=False).run(tmp_path / "one", 0, {})
     cut = read_catalog(tmp_path / "tiles" / "good" / "catalog.fits")
     assert one is not None and len(one) == len(cut) >= 3
     assert list(one["object_id"]) == list(cut["object_id"])
@@ -154,7 +170,7 @@ def test_tiles_of_other_settings_or_data_are_drawn_again(scene, model, tmp_path,
 def test_both_doors_lead_to_the_same_tiles(scene, model, tmp_path):
     assert cli.main(tiled(scene, model, tmp_path / "out", "--seed", "5")) == 0
     told = read_reconstruction(tmp_path / "out" / "good" / "reconstruction.fits")
-    field, options = read_field(scene), {"evaluations": 4, "align": False, "tile": 38}
+    field, options = read_field(scene), {"evaluations": 4, "align": False, "stars": False, "tile": 38}
     sky = reconstruct(field.observations, load_denoiser(model), 3, 5, name=field.name, grid=field.grid, **options)
     np.testing.assert_array_equal(sky.samples.cpu().numpy(), told.samples)
     np.testing.assert_array_equal(sky.mean.cpu().numpy(), told.mean)
@@ -166,7 +182,7 @@ def test_the_shifts_of_a_field_are_found_once(scene, model, tmp_path, monkeypatc
     monkeypatch.setattr(TileStore, "remove", lambda self: store.append(self))
     monkeypatch.setattr(tiles, "align_field", lambda *a, found=tiles.align_field: calls.append(1) or found(*a))
     for _ in range(2):
-        assert cli.main(command(scene, model, tmp_path / "out", "--tile", "39")) == 0
+        assert cli.main(command(scene, model, tmp_path / "out", "--tile", "39", "--stars", "false")) == 0
     assert len(calls) == 1
     assert store[0].note() == store[1].note()
     note = store[0].note()
@@ -186,7 +202,9 @@ def test_processes_share_the_tiles(scene, model, tmp_path, monkeypatch):
 
     def work(index: int) -> None:
         workers = Workers(index, 2, lambda: barrier.wait() and None)
-        job = MosaicJob(field, build_reconstructor("diffusion", denoiser, 4), 3, False, size=38, workers=workers)
+        job = MosaicJob(
+            field, build_reconstructor("diffusion", denoiser, 4), 3, False, stars=False, size=38, workers=workers
+        )
         catalogs[index] = job.run(tmp_path / "two" / "good", 0, provenance)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]

@@ -16,7 +16,7 @@ from jointdiff.diffusion.guidance import Convergence
 from jointdiff.errors import InputError
 from jointdiff.io.products import read_catalog, read_reconstruction, write_truth
 from jointdiff.io.scene_files import read_field
-from jointdiff.measure.catalog import NOT_CONVERGED
+from jointdiff.measure.catalog import NEAR_STAR, NOT_CONVERGED
 from jointdiff.reconstruct import checkpoint
 from jointdiff.reconstruct.api import reconstruct
 from jointdiff.reconstruct.checkpoint import checkpoint_folder, fingerprint, load_denoiser, save_denoiser
@@ -45,14 +45,13 @@ def command(scene: Path, model: Path, output: Path, *options: str) -> list[str]:
     return ["reconstruct", "--scene", str(scene), *fixed, *options]
 
 
-def plant(scene: Path, counts: float, at: tuple[int, int] = (22, 18)) -> None:
-    """Adds a source to VIS, at pixel (y, x)."""
+def plant(scene: Path, counts: float, y: int = 22, x: int = 18) -> None:
+    """Adds a source to VIS."""
     path = scene.parent / "VIS.fits"
     pixels, header = fits.getdata(path, header=True)
     psf = fits.getdata(scene.parent / "VIS_psf.fits")
-    y, x = at
     stamp = np.zeros((n := pixels.shape[0] + 20, n))
-    stamp[y : y + 21, x : x + 21] = counts * psf
+    stamp[y : y + 21, x : x + 21] = counts * psf  # which may reach beyond the image
     pixels += stamp[10:-10, 10:-10]
     fits.writeto(path, pixels, header, overwrite=True)
 
@@ -144,7 +143,7 @@ def test_the_precision_may_be_chosen(model):
 def test_a_bright_source_is_found_where_it_is(scene, model, tmp_path):
     """Position in pixels of the reference and on its sky; the flux that was put in."""
     plant(scene, 4000)
-    assert cli.main(command(scene, model, tmp_path / "out", "--method", "wiener")) == 0
+    assert cli.main(command(scene, model, tmp_path / "out", "--method", "wiener", "--stars", "false")) == 0
     catalog = read_catalog(tmp_path / "out" / "good" / "catalog.fits")
     source = catalog[np.argmax(catalog["flux_VIS"])]
     assert (source["y"], source["x"]) == pytest.approx((22, 18), abs=0.1)
@@ -156,6 +155,16 @@ def test_a_bright_source_is_found_where_it_is(scene, model, tmp_path):
     assert source["flux_ml_VIS"] == pytest.approx(source["flux_VIS"], rel=0.03)
     assert source["flux_VIS"] / (4000 * njy) == pytest.approx(0.94, abs=0.04), "some light is beyond the segment"
     assert source["chi2_VIS"] > 0
+
+
+def test_a_star_that_outshines_the_field_is_told_and_what_is_near_it_flagged(scene, model, tmp_path):
+    plant(scene, 20_000)
+    plant(scene, 400, 29, 28)  # 1.2 arcsec away
+    with pytest.warns(UserWarning, match=r"^good: a star of VIS 13.8 at x 18, y 22 outshines all else: subtracted"):
+        assert cli.main(command(scene, model, tmp_path / "out", "--method", "wiener")) == 0
+    (source,) = read_catalog(tmp_path / "out" / "good" / "catalog.fits")
+    assert (source["y"], source["x"]) == pytest.approx((29, 28), abs=1)
+    assert source["flags"] & NEAR_STAR
 
 
 def test_the_truth_of_a_simulated_field_is_drawn(scene, model, tmp_path, monkeypatch):

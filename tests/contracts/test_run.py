@@ -194,6 +194,14 @@ def test_fewer_bands_than_the_librarys_will_do(run):
     torch.testing.assert_close(some.truth, every.truth[:, [3, 0]])
 
 
+def test_training_scenes_have_no_errors_and_scored_ones_do(run):
+    """One setting for the scenes that are scored and for what samples allow for; a denoiser is asked of neither."""
+    config = tiny_config(run, "--scene.jitter", "0.02", "--scene.sky_error", "0.1")
+    training, scored = (build.simulator(config, "train", margin).conditions for margin in (None, 0))
+    assert (training.jitter, training.sky_error) == (0, 0)
+    assert (scored.jitter, scored.sky_error) == (0.02, 0.1)
+
+
 def test_a_library_without_the_surveys_filters_is_refused(tmp_path, refuse):
     """Drawn for HSC alone, wanted for LSST too."""
     run = tmp_path / "run"

@@ -44,7 +44,7 @@ def reconstruct(folder: Path, model: Path, method: str, damage) -> Path:
         edit_pixels(scene.parent / f"{band}.fits", lambda pixels, band=band: pixels + star(band))
     edit_pixels(scene.parent / "g_mask.fits", lambda mask: mask + (np.arange(24) < 4))  # a dead edge
     damage(scene.parent)
-    options = f"--checkpoint {model} --method {method} --num_samples 8 --evaluations 4".split()
+    options = f"--checkpoint {model} --method {method} --num_samples 8 --evaluations 4 --stars false".split()
     assert cli.main(["reconstruct", "--scene", str(scene), "--output", str(folder / "out"), *options]) == 0
     return folder / "out" / "good"
 

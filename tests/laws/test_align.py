@@ -156,7 +156,8 @@ def test_a_field_is_moved_and_turned_images_are_left():
     assert found is not None and (found.reference, found.bands) == ("VIS", ("VIS", "g"))
     assert ((found.applied[1] - off[0]) / found.shifts.error[0, 1]).abs().max() < 3.5
     before, after = padded.observations, aligned.observations
-    assert after[0] is before[0] and after[2] is before[2]
+    assert after[0].frame is before[0].frame and after[2] is before[2]
+    assert [o.position_error for o in after] == [0, PRIOR, None]  # the fit's own error says what the data already do
     torch.testing.assert_close(after[1].frame.shift - before[1].frame.shift, found.applied[1:].float())
     assert found.line.startswith("moved against VIS (y, x; mas): g +")
     again = align_field(aligned, denoiser)[1]
