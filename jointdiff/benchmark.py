@@ -3,6 +3,7 @@
 Only the standard library is imported at the top: ``--help`` must not wait for torch.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -111,6 +112,10 @@ class Task:
     def path(self, lot: Lot, method: str | None = None) -> Path:
         return self.folder / (method or self.method) / f"{lot.name}.safetensors"
 
+    @property
+    def size(self) -> int:
+        return len(self.lots)
+
     def left(self) -> "Task":
         """What of it is not done yet."""
         from jointdiff.evaluate.benchmark.record import has_records
@@ -151,6 +156,57 @@ class Task:
         return replace(self, scenes=self.settings.scenes, samples=self.settings.samples).record_key
 
 
+@dataclass(frozen=True)
+class Growth:
+    """What one process does: one method at scenes of all sizes, for the growth of its cost."""
+
+    config: Config
+    settings: BenchmarkConfig
+    method: str
+    folder: Path
+    key: str
+    size: int = 1
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "growth" / f"{self.method}.json"
+
+    @property
+    def _key(self) -> str:
+        return f"{self.key}  sizes={list(self.settings.growth_sizes)}"
+
+    def rows(self) -> list[dict]:
+        """The method's rows, as they were kept; raises InputError for a broken file."""
+        from jointdiff.evaluate.suite import Kept
+
+        return Kept(self._path.parent, self._key).rows(self.method, self._measured)
+
+    def left(self) -> "Growth":
+        """What of it is not done yet."""
+        done = self._path.is_file() and json.dumps(self._key) in self._path.read_text(encoding="utf-8")
+        return replace(self, size=int(not done))
+
+    def run(self) -> None:
+        self.rows()
+
+    def _measured(self) -> list[dict]:
+        import torch
+
+        from jointdiff.evaluate.benchmark.growth import grow
+        from jointdiff.reconstruct.checkpoint import load_denoiser
+
+        torch.set_num_threads(1)
+        config, scenes = self.config, {}
+        usual = config.scene.size
+        for size in sorted({*self.settings.growth_sizes, usual}):
+            sized = replace(config, scene=replace(config.scene, size=size))
+            source = build.simulator(sized, "test", 0, self.settings.geometries[:1])
+            scenes[size] = source.grid, source.draw(1, build.number_of(config, "growth", size)).observations
+        denoiser = load_denoiser(Path(config.run) / "model", "cpu")
+        found = grow(self.method, denoiser, scenes, usual, config.sampling.evaluations)
+        return [{"method": self.method} | row for row in found]
+
+
 REFERENCE = "wiener"
 """The method on whose means sources are found: evaluate.sources.REFERENCE, which imports torch."""
 
@@ -189,14 +245,14 @@ def mocks(config: Config, settings: BenchmarkConfig, chosen: Sequence[Lot]) -> t
     return source.grid, drawn
 
 
-def tasks(config: Config, settings: BenchmarkConfig, folder: Path, key: str) -> list[list[Task]]:
+def tasks(config: Config, settings: BenchmarkConfig, folder: Path, key: str) -> list[list[Task | Growth]]:
     """Stages, one after the other: the reference tells the others where sources are. In each, the longest first.
 
     A slow method's lots are shared among all workers; another's are one process's.
     """
     every, workers = tuple(lots(settings)), worker_count(settings)
-    stages: list[list[Task]] = [[], []]
-    names = dict.fromkeys([REFERENCE, "jointdiff", *settings.methods])
+    stages: list[list[Task | Growth]] = [[], []]
+    names = methods(settings)
     for name in sorted(names, key=lambda name: name not in settings.slow):
         slow = name in settings.slow
         seen = every[: settings.slow_scenes] if slow else every
@@ -205,7 +261,14 @@ def tasks(config: Config, settings: BenchmarkConfig, folder: Path, key: str) -> 
         for share in range(shares):
             if chosen := seen[share::shares]:
                 stages[name != REFERENCE].append(Task(config, settings, name, chosen, *size, folder, key))
+    if settings.growth_sizes:
+        stages[1] += [Growth(config, settings, name, folder, key) for name in names if name != "oracle"]
     return stages
+
+
+def methods(settings: BenchmarkConfig) -> list[str]:
+    """All that is compared, ours first."""
+    return list(dict.fromkeys(["jointdiff", REFERENCE, *settings.methods]))
 
 
 def worker_count(settings: BenchmarkConfig) -> int:
@@ -214,24 +277,23 @@ def worker_count(settings: BenchmarkConfig) -> int:
     return settings.workers or available_cores()
 
 
-def run_tasks(stages: Sequence[Sequence[Task]], workers: int) -> None:
+def run_tasks(stages: Sequence[Sequence[Task | Growth]], workers: int) -> None:
     """Do what is left to do, with a bar; each task in a process of its own, whose memory is then its own, too."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    total = sum(len(task.lots) for stage in stages for task in stage)
+    sizes = [sum(task.size for task in stage) for stage in stages]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as bar:
-        shown = bar.add_task("methods × lots", total=total)
+        shown = bar.add_task("methods × lots", total=sum(sizes))
         for number, stage in enumerate(stages):
-            before = sum(len(task.lots) for done in stages[:number] for task in done)
-            left = [task for task in (task.left() for task in stage) if task.lots]
+            until = sum(sizes[: number + 1])
+            left = [task for task in (task.left() for task in stage) if task.size]
             for _ in _finished(left, workers):
-                waiting = sum(len(task.left().lots) for task in left)
-                bar.update(shown, completed=before + sum(len(task.lots) for task in stage) - waiting)
-            bar.update(shown, completed=before + sum(len(task.lots) for task in stage))
+                bar.update(shown, completed=until - sum(task.left().size for task in left))
+            bar.update(shown, completed=until)
 
 
-def _finished(left: Sequence[Task], workers: int) -> Iterator[None]:
+def _finished(left: Sequence[Task | Growth], workers: int) -> Iterator[None]:
     """Runs the tasks, so many at once; yields every few seconds, and raises what a task raised."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = {pool.submit(_run_alone, task) for task in left}
@@ -246,7 +308,58 @@ def _finished(left: Sequence[Task], workers: int) -> Iterator[None]:
             raise
 
 
-def _run_alone(task: Task) -> None:
+def _run_alone(task: Task | Growth) -> None:
     """In a new process: spawned, not forked, for the parent may hold torch's threads, which a fork does not survive."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         process.submit(task.run).result()
+
+
+def run(config: Config, settings: BenchmarkConfig, names: Sequence[str], folder: Path, key: str, about: dict):
+    """The Outcome of the benchmark of a run's model; what its processes leave is kept in ``folder``."""
+    from jointdiff.evaluate.benchmark.record import read_records
+    from jointdiff.evaluate.benchmark.study import study
+
+    stages = tasks(config, settings, folder, key)
+    run_tasks(stages, worker_count(settings))
+    records: dict[str, dict] = {name: {} for name in methods(settings)}
+    growth: list[dict] = []
+    for task in (task for stage in stages for task in stage):
+        if isinstance(task, Growth):
+            growth += task.rows()
+            continue
+        for lot in task.lots:
+            held = read_records(task.path(lot), task.record_key)
+            assert held is not None, f"{task.path(lot)} was just made"
+            records[task.method] |= {record.scene: record for record in held}
+    made = {**about, **{name: value for name, value in vars(settings).items() if name != "workers"}}
+    sizes = (names, config.scene.pixel_scale, config.seed, made)
+    return study(records, subsets(settings), groups(settings), growth, *sizes)
+
+
+def subsets(settings: BenchmarkConfig) -> list:
+    """All scenes, the common ones, and those of each kind, geometry and seeing."""
+    from jointdiff.evaluate.benchmark.table import COMMON, Subset
+    from jointdiff.evaluate.suite import ALL
+
+    every = lots(settings)
+    fast = [name for name in methods(settings) if name not in settings.slow]
+
+    def scenes(chosen: Sequence[Lot], count: int = settings.scenes) -> list[str]:
+        return [f"{lot.name}_{number:02d}" for lot in chosen for number in range(count)]
+
+    found = [Subset(ALL, scenes(every), fast, bins=True)]
+    found.append(Subset(COMMON, scenes(every[: settings.slow_scenes], 1), methods(settings), bins=True))
+    for name in (name for names in groups(settings).values() for name in names):
+        kept = [lot for lot in every if name in (lot.kind, lot.geometry, _seeing(lot.seeing))]
+        found.append(Subset(name, scenes(kept), fast))
+    return found
+
+
+def groups(settings: BenchmarkConfig) -> dict[str, list[str]]:
+    """Title → names of the subsets of scenes that differ in one thing."""
+    seeing = [_seeing(value) for value in sorted(settings.seeing)]
+    return {"sky": list(settings.kinds), "ground": list(settings.geometries), "seeing": seeing}
+
+
+def _seeing(factor: float) -> str:
+    return f"seeing {factor:g}"

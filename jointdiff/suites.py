@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from jointdiff import build
+from jointdiff import benchmark, build
 from jointdiff.benchmark import BenchmarkConfig
 from jointdiff.settings import Config, require
 
@@ -139,7 +139,20 @@ def _morphology(config: Config, denoiser, kept):
     return morphology_study.study(denoiser, suites[build.WHOLE], kept)
 
 
-SUITES = {"solver": _solver, "blank": _blank, "outside": _outside, "shift": _shift, "morphology": _morphology}
+def _benchmark(config, denoiser, kept):
+    names, settings = [band.name for band in denoiser.bands], config.benchmark
+    about = {"run": config.run, "made with": kept.key}
+    return benchmark.run(config, settings, names, kept.folder, kept.key, about)
+
+
+SUITES = {
+    "solver": _solver,
+    "blank": _blank,
+    "outside": _outside,
+    "shift": _shift,
+    "morphology": _morphology,
+    "benchmark": _benchmark,
+}
 """By name: functions of the settings, the denoiser and where rows are kept, to an Outcome."""
 
 

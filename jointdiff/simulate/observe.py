@@ -52,9 +52,9 @@ class Conditions:
     """How much observing conditions vary from scene to scene and band to band.
 
     seeing, depth: scatter in dex. blur: factor on the ground's seeing. sky: mean excess of the sky noise over the
-    survey's, in dex. ellipticity: rms of each PSF shear component. wing: largest fraction of the PSF's flux in a component 2.2 times as wide. margin: fraction of
-    scenes seen only in a central core, with a margin between the two margin_width, arcsec. drop_*: probabilities that
-    observations are missing.
+    survey's, in dex. ellipticity: rms of each PSF shear component. wing: largest fraction of the PSF's flux in a
+    component 2.2 times as wide. margin: fraction of scenes seen only in a central core, with a margin between the two
+    margin_width, arcsec. drop_*: probabilities that observations are missing.
 
     What is served is not what was: deviations, per observation, of errors that nobody knows of. jitter: of the position
     along each axis, arcsec, but for VIS, which defines it. zero_point_error: fraction of the flux. psf_error: fraction
