@@ -41,7 +41,7 @@ class BenchmarkConfig:
     """
 
     methods: tuple[Compared, ...] = (
-        *("wiener-band", "richardson-lucy", "isra", "starlet", "templates", "oracle"),
+        *("wiener-band", "richardson-lucy", "isra", "starlet", "scarlet2", "templates", "oracle"),
         *("dps", "dps-vis", "pigdm", "pigdm-vis", "mmps", "mmps-vis"),
     )
     kinds: tuple[Kind, ...] = ("isolated", "blended", "faint", "crowded")
@@ -49,7 +49,7 @@ class BenchmarkConfig:
     seeing: tuple[float, ...] = (0.8, 1.0, 1.25)
     scenes: int = 8
     samples: int = 15
-    slow: tuple[Compared, ...] = ("dps", "dps-vis", "pigdm", "pigdm-vis", "mmps", "mmps-vis")
+    slow: tuple[Compared, ...] = (*("starlet", "scarlet2", "dps", "dps-vis", "pigdm", "pigdm-vis", "mmps", "mmps-vis"),)
     slow_scenes: int = 24
     slow_samples: int = 4
     growth_sizes: tuple[int, ...] = (32, 64, 128)

@@ -140,7 +140,13 @@ def _morphology(config: Config, denoiser, kept):
 
 
 def _benchmark(config, denoiser, kept):
+    from jointdiff.evaluate.sources import ORACLE
+    from jointdiff.evaluate.validation import METHOD, method_of
+
     names, settings = [band.name for band in denoiser.bands], config.benchmark
+    for name in benchmark.methods(settings):
+        if name not in (METHOD, ORACLE):
+            method_of(name, denoiser)  # one that is not installed is told before hours are spent on the others
     about = {"run": config.run, "made with": kept.key}
     return benchmark.run(config, settings, names, kept.folder, kept.key, about)
 

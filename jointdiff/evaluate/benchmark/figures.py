@@ -166,7 +166,10 @@ def coverage(scores: Binned, edges: Sequence[float], names: Sequence[str]) -> Fi
                 style = line(method) | {"ls": "--", "lw": 1.8}
                 axes.plot(places, bands[name]["coverage_scaled"], **style, label=f"{method}, scaled")
         axes.axhline(COVERAGE_LEVEL, color=FAINT, lw=0.9)
-        axes.set_xticks(places, [f">{a:g}" if np.isinf(b) else f"{a:g}-{b:g}" for a, b in pairwise(edges)], rotation=40)
+        labels = [
+            f"<{b:g}" if np.isinf(a) else f">{a:g}" if np.isinf(b) else f"{a:g}-{b:g}" for a, b in pairwise(edges)
+        ]
+        axes.set_xticks(places, labels, rotation=40)
         axes.set(ylim=(0, 1), title=name)
         clean(axes)
     grid[0, 0].set_ylabel(f"coverage (nominal {COVERAGE_LEVEL:.0%})")

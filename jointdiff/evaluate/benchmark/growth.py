@@ -35,7 +35,7 @@ def grow(
     """
     used = Diffusion(denoiser, evaluations) if method == METHOD else method_of(method, denoiser)
     factor = 1.0
-    if isinstance(used, PosteriorSampling):
+    if isinstance(used, PosteriorSampling) and used.evaluations:
         factor, used.evaluations = used.evaluations / STEPS, STEPS
     rows = []
     for kind, at, (grid, observations), count in _cases(scenes, usual):

@@ -94,10 +94,10 @@ def _record(scene: str, prefix: str, arrays: dict[str, np.ndarray]) -> Record:
         return Measured(**{part: arrays[f"{prefix}{name}.{part}"] for part in _PARTS})
 
     names = ("labels", "x", "y", "sizes", "edge", "r50", "spectra")
-    labels, x, y, sizes, edge, *rest = (arrays[f"{prefix}{name}"] for name in names)
+    labels, x, y, sizes, edge, r50, spectra = (arrays[f"{prefix}{name}"] for name in names)
     places, cost = Places(Segments(labels, x, y), sizes, edge), Cost(*map(float, arrays[f"{prefix}cost"]))
-    parts = (places, measured("truth"), measured("measured"), *rest, cost)
-    return Record(scene, *parts, arrays.get(f"{prefix}pictures"))
+    told = measured("truth"), measured("measured")
+    return Record(scene, places, *told, r50, spectra, cost, arrays.get(f"{prefix}pictures"))
 
 
 def has_records(path: Path, key: str) -> bool:
