@@ -41,6 +41,9 @@ ERRORS = ("image_error_typical", "crps_relative", "flux_scatter", "colour_scatte
 BEHIND = "_minus_" + METHOD
 """Ending of what a method's error is larger than ours: with the interval of the difference, on the same scenes."""
 
+LOST = 10.0
+"""Error (mag) of a colour that a method has none of, and size over the true one where it has none."""
+
 Records = Mapping[str, Mapping[str, Record]]
 """method → scene → what is kept."""
 
@@ -100,6 +103,7 @@ def rows(records: Records, subset: Subset, names: Sequence[str], seed: int) -> l
                 if ours and subset.bins and method != METHOD and score in ERRORS:
                     made.append(_row(method, subset.name, place, score + end + BEHIND, difference(statistic, ours)))
     count = {"method": METHOD, "subset": subset.name, "band": "", "score": "scenes", "value": float(len(subset.scenes))}
+    made = [row for row in made if math.isfinite(row["value"])]
     return [*made, *_means(made), _WHOLE | count | {"n": len(subset.scenes)}]
 
 
@@ -148,7 +152,7 @@ def _statistics(
                     yield (place, score), statistic
     for band, pair in enumerate(pairwise(sources.names)):
         errors = accuracy.colour_error(measured.point, sources.truth.point)[:, band]
-        errors = np.nan_to_num(errors, nan=np.inf)  # a flux that has no colour is as wrong as can be
+        errors = np.nan_to_num(errors, nan=LOST)  # a flux that has no colour is wrong
         snr = sources.snr[:, band : band + 2].min(1)
         for place, group in _groups("-".join(pair), snr, [(EDGES[1], math.inf), *bins[2:]]):
             shown = Place(place.band) if place.low == EDGES[1] and math.isinf(place.high) else place
@@ -163,7 +167,7 @@ def _sizes(
     truth, vis = sources.truth.r50[0], list(sources.names).index("VIS")
     for place, group in _groups(R50, sources.snr[:, vis], bins):
         defined = group & np.isfinite(truth)
-        guess = np.where(np.isfinite(r50), r50, np.inf)  # a size that a method cannot tell is as wrong as can be
+        guess = np.where(np.isfinite(r50), r50, LOST * truth)  # a size that a method cannot tell is wrong
         yield (place, "r50_scatter"), Statistic(accuracy.scatter, (guess, truth), defined, draws.by_source)
         told = shape_statistics(sources, sources.estimates[method], defined, draws, rng)[R50]
         for key in ("coverage", "pull_width"):
