@@ -57,6 +57,16 @@ def _panels(rows: int, columns: int, height: float = 2.6, width: float = 12.0):
     return drawn, drawn.subplots(rows, columns, squeeze=False)
 
 
+def _logarithmic(axes: Axes, form: str = "{x:g}") -> None:
+    """A logarithmic y, with ticks that say what they are."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(form)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _legend(drawn: Figure, grid: np.ndarray) -> None:
     handles: dict = {}
     for axes in grid.flat:
@@ -79,8 +89,8 @@ def by_magnitude(scores: Binned, edges: Sequence[float], names: Sequence[str]) -
             axes.set_xticks(places, [f"{low:g}-{high:g}" for low, high in pairwise(edges)], rotation=60)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             clean(axes)
-        grid[0, column].set(yscale="log", title=name)
-        grid[0, column].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        _logarithmic(grid[0, column], "{x:.1%}")
+        grid[0, column].set_title(name, fontsize=11, color=INK)
         ours = scores[METHOD][name]["bias"] if METHOD in scores else np.zeros(1)
         reach = max(0.1, 1.5 * float(np.nanmax(np.abs(ours), initial=0)))
         grid[1, column].set_ylim(-reach, reach)
@@ -108,7 +118,7 @@ def by_subset(rows: Sequence[Row], groups: Mapping[str, Sequence[str]]) -> Figur
             for method, values in _series(rows, score, ALL, subsets).items():
                 axes.plot(np.arange(len(subsets)), values, marker="o", ms=3, label=method, **line(method))
             axes.set_xticks(np.arange(len(subsets)), list(subsets))
-            axes.set_yscale("log")
+            _logarithmic(axes)
             if not number:
                 axes.set_title(heading, fontsize=10, color=INK)
             clean(axes)
@@ -147,7 +157,7 @@ def by_band(rows: Sequence[Row], score: str, title: str, nominal: float | None =
         if nominal is not None:
             axes.axhline(nominal, color=FAINT, lw=0.9)
         else:
-            axes.set_yscale("log")
+            _logarithmic(axes)
         axes.set_xticks(np.arange(len(bands)), bands)
         axes.set_title(f"{title}: {subset} scenes", fontsize=10, color=INK)
         clean(axes)
@@ -170,7 +180,8 @@ def coverage(scores: Binned, edges: Sequence[float], names: Sequence[str]) -> Fi
             f"<{b:g}" if np.isinf(a) else f">{a:g}" if np.isinf(b) else f"{a:g}-{b:g}" for a, b in pairwise(edges)
         ]
         axes.set_xticks(places, labels, rotation=40)
-        axes.set(ylim=(0, 1), title=name)
+        axes.set_ylim(0, 1)
+        axes.set_title(name, fontsize=11, color=INK)
         clean(axes)
     grid[0, 0].set_ylabel(f"coverage (nominal {COVERAGE_LEVEL:.0%})")
     grid[0, len(names) // 2].set_xlabel("observed S/N")
@@ -254,7 +265,8 @@ def cost(rows: Sequence[Row]) -> Figure:
             if seconds and error:
                 axes.plot([seconds], [error], "o", ms=9 if method == METHOD else 6, color=line(method)["color"])
                 axes.annotate(method, (seconds, error), xytext=(5, 4), textcoords="offset points", fontsize=8)
-        axes.set(xscale="log", yscale="log", xlabel="core seconds a sample", ylabel=f"{label}, mean of the bands")
+        axes.set(xscale="log", xlabel="core seconds a sample", ylabel=f"{label}, mean of the bands")
+        _logarithmic(axes)
         clean(axes)
     return drawn
 
@@ -268,7 +280,8 @@ def growth(rows: Sequence[Row]) -> Figure:
             own = sorted((row["at"], row["seconds"]) for row in rows if row["method"] == method and row["kind"] == kind)
             if own:
                 axes.plot(*zip(*own, strict=True), marker="o", ms=3, label=method, **line(method))
-        axes.set(yscale="log", xlabel=label)
+        axes.set_xlabel(label)
+        _logarithmic(axes)
         if kind != "bands":
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
