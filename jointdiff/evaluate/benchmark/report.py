@@ -108,10 +108,12 @@ def verdicts(table: Sequence[Row]) -> list[str]:
     if not judged:
         return ["No place has enough sources to rank methods at."]
     counts = {word: sum(s.verdict == word for s in judged) for word in ("ahead", "first", TIED, BEHIND_OTHERS)}
+    pairs = sum(len(standing.rivals) for standing in judged)
     told = [
         f"{METHOD} is first at {counts['ahead'] + counts['first']} of {len(judged)} places (score, band, bin of S/N), "
         f"at {counts['ahead']} of them beyond the 95 % intervals of all differences; at {counts[TIED]} another method "
-        f"has the smaller error within the intervals; at {counts[BEHIND_OTHERS]} beyond them."
+        f"has the smaller error within the intervals; at {counts[BEHIND_OTHERS]} beyond them. Of the {pairs} differences "
+        f"{0.025 * pairs:.0f} would be beyond them by chance, were all methods alike."
     ]
     times = {method: (ratio, crps) for method, ratio, crps in equal_time(table)}
     if "dps" in times:
