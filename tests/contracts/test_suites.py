@@ -91,8 +91,9 @@ benchmark:
 """
 
 
-def test_a_benchmark_goes_on_where_it_was_and_says_the_same(run, tmp_path, capsys):
+def test_a_benchmark_goes_on_where_it_was_and_says_the_same(run, tmp_path, monkeypatch, capsys):
     """What was kept is used; what is made again says the same, timings aside."""
+    monkeypatch.setattr("jointdiff.evaluate.benchmark.table.RESAMPLES", 20)
     settings = tmp_path / "benchmark.yaml"
     settings.write_text(BENCHMARK)
     assert evaluate(run, "--config", str(settings)) == 0

@@ -112,8 +112,8 @@ def verdicts(table: Sequence[Row]) -> list[str]:
     told = [
         f"{METHOD} is first at {counts['ahead'] + counts['first']} of {len(judged)} places (score, band, bin of S/N), "
         f"at {counts['ahead']} of them beyond the 95 % intervals of all differences; at {counts[TIED]} another method "
-        f"has the smaller error within the intervals; at {counts[BEHIND_OTHERS]} beyond them. Of the {pairs} differences "
-        f"{0.025 * pairs:.0f} would be beyond them by chance, were all methods alike."
+        f"has the smaller error within the intervals; at {counts[BEHIND_OTHERS]} beyond them. Of the {pairs} "
+        f"differences {0.025 * pairs:.0f} would be beyond them by chance, were all methods alike."
     ]
     times = {method: (ratio, crps) for method, ratio, crps in equal_time(table)}
     if "dps" in times:
