@@ -90,7 +90,7 @@ class Examiner:
             model = self.denoiser.forward_model(trial.observations, self.grid)
             return oracle(trial.truth, places.segments, model, trial.observations, self.samples, stream)
         draws = self._reconstructor.sample(trial.observations, self.grid, self.samples, stream)
-        return Estimate(draws.samples, draws.mean, isinstance(self._reconstructor, Templates))
+        return Estimate(draws.samples, draws.mean, isinstance(self._reconstructor, Templates), draws.offsets)
 
 
 def spectra(estimate: np.ndarray, truth: np.ndarray) -> np.ndarray:
