@@ -15,6 +15,7 @@ from jointdiff.reconstruct.diffusion import MODES, Diffusion
 from jointdiff.reconstruct.field import check_size, pad_field
 from jointdiff.reconstruct.posterior_sampling import DPS, MMPS, PiGDM
 from jointdiff.reconstruct.richardson_lucy import ImageSpace, RichardsonLucy
+from jointdiff.reconstruct.scarlet import Scarlet
 from jointdiff.reconstruct.starlet import Starlet
 from jointdiff.reconstruct.stars import subtract_stars
 from jointdiff.reconstruct.wiener import BandWiener, Wiener
@@ -29,6 +30,7 @@ BUILDERS: dict[str, Callable[[Denoiser], Reconstructor]] = {
     "richardson-lucy": RichardsonLucy,
     "isra": ImageSpace,
     "starlet": Starlet,
+    "scarlet2": Scarlet,
 } | {
     f"{kind.method}{ending}": partial(kind, vis=bool(ending)) for kind in (DPS, PiGDM, MMPS) for ending in ("", "-vis")
 }
