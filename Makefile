@@ -11,6 +11,7 @@ RUN ?= runs/demo
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 MODEL := $(RUN)/model
 SKY := $(RUN)/reconstructions
 SCENES := $(foreach geometry,lsst hsc mer,--scene $(RUN)/scenes/$(geometry)/scene.yaml)
@@ -26,10 +27,10 @@ demo: $(READY)
 	  $(BIN)/python scripts/reconstruct.py $(SCENES) --checkpoint $(MODEL) --output $(SKY)
 	$(BIN)/python scripts/evaluate.py --config $(CONFIG) --run $(RUN)
 
-test: $(READY)
+test: $(TOOLS)
 	$(BIN)/python -m pytest
 
-check: $(READY)
+check: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -42,7 +43,7 @@ benchmark: baselines
 
 baselines: $(VENV)/.baselines
 
-$(VENV)/.baselines: $(READY)
+$(VENV)/.baselines: $(TOOLS)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev,baselines]'
 	touch $@
 
@@ -50,5 +51,9 @@ $(VENV)/.baselines: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e .
+	touch $@
+
+$(TOOLS): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
