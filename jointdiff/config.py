@@ -10,6 +10,7 @@ from typing import Literal
 from jointdiff import build
 from jointdiff.errors import InputError
 from jointdiff.settings import Config, Method, require
+from jointdiff.suites import EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -63,27 +64,6 @@ class ReconstructConfig:
         require(self.method == "diffusion" or self.mode == "amortized", "mode", self.mode, expected)
 
 
-Suite = Literal["scoreboard", "solver", "blank", "outside", "shift", "morphology"]
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(Config):
-    """An evaluation of a run: its settings, and what is evaluated.
-
-    Attributes:
-        suite: The scoreboard, or one of the other suites (METHOD section 8), which leave theirs in evaluation/SUITE/.
-        leave_one_out: A scene.yaml whose observations are each predicted from the others; repeat the option for more.
-    """
-
-    suite: Suite = "scoreboard"
-    leave_one_out: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expected = "scoreboard, which it leaves out, with leave_one_out"
-        require(self.suite == "scoreboard" or not self.leave_one_out, "suite", self.suite, expected)
-
-
 PATIENCE = 24
 """Hours that processes wait for the first of them, which draws the library and validates alone. The defaults of torch,
 10 to 30 minutes, would end a large run there; a process that dies is noticed by the launcher, not by this."""
@@ -93,7 +73,7 @@ _MONITORING = ("log_every", "checkpoint_every", *_VALIDATION)
 
 _FREE = frozenset(
     [
-        *("resume", "run", "sampling", "calibration", "suite", "leave_one_out", "library.workers"),
+        *("resume", "run", "sampling", "calibration", "suite", "leave_one_out", "benchmark", "library.workers"),
         *(f"training.{name}" for name in _MONITORING),
     ]
 )

@@ -16,6 +16,7 @@ Baseline = Literal[
     "richardson-lucy",
     "isra",
     "starlet",
+    "scarlet2",
     "dps",
     "dps-vis",
     "pigdm",

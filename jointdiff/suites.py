@@ -4,11 +4,34 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from jointdiff import build
-from jointdiff.settings import Config
+from jointdiff import benchmark, build
+from jointdiff.benchmark import BenchmarkConfig
+from jointdiff.settings import Config, require
+
+Suite = Literal["scoreboard", "solver", "blank", "outside", "shift", "morphology", "benchmark"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Config):
+    """An evaluation of a run: its settings, and what is evaluated.
+
+    Attributes:
+        suite: The scoreboard, or one of the other suites (METHOD section 8), which leave theirs in evaluation/SUITE/.
+        leave_one_out: A scene.yaml whose observations are each predicted from the others; repeat the option for more.
+    """
+
+    suite: Suite = "scoreboard"
+    leave_one_out: tuple[str, ...] = ()
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = "scoreboard, which it leaves out, with leave_one_out"
+        require(self.suite == "scoreboard" or not self.leave_one_out, "suite", self.suite, expected)
 
 
 def scoreboard(config: Config, denoiser, provenance: dict[str, object], calibration) -> str:
@@ -116,7 +139,26 @@ def _morphology(config: Config, denoiser, kept):
     return morphology_study.study(denoiser, suites[build.WHOLE], kept)
 
 
-SUITES = {"solver": _solver, "blank": _blank, "outside": _outside, "shift": _shift, "morphology": _morphology}
+def _benchmark(config, denoiser, kept):
+    from jointdiff.evaluate.sources import ORACLE
+    from jointdiff.evaluate.validation import METHOD, method_of
+
+    names, settings = [band.name for band in denoiser.bands], config.benchmark
+    for name in benchmark.methods(settings):
+        if name not in (METHOD, ORACLE):
+            method_of(name, denoiser)  # one that is not installed is told before hours are spent on the others
+    about = {"run": config.run, "made with": kept.key}
+    return benchmark.run(config, settings, names, kept.folder, kept.key, about)
+
+
+SUITES = {
+    "solver": _solver,
+    "blank": _blank,
+    "outside": _outside,
+    "shift": _shift,
+    "morphology": _morphology,
+    "benchmark": _benchmark,
+}
 """By name: functions of the settings, the denoiser and where rows are kept, to an Outcome."""
 
 

@@ -85,10 +85,10 @@ def score(sources: Sources, rng: np.random.Generator) -> Scores:
         rows = {}
         for ending, group in groups.items():
             for band, name in enumerate(sources.names):
-                rows[name + ending] = _flux_statistics(sources, measured, band, group, draws, rng)
+                rows[name + ending] = flux_statistics(sources, measured, band, group, draws, rng)
         for band, name in enumerate(sources.names):
-            rows[name] |= _image_statistics(sources, measured, band, draws)
-        rows |= _shape_statistics(sources, measured, ~sources.edge, draws, rng)
+            rows[name] |= image_statistics(sources, measured, band, draws)
+        rows |= shape_statistics(sources, measured, ~sources.edge, draws, rng)
         statistics[method] = rows
         scores[method] = {name: _numbers(row) for name, row in rows.items()}
         scores[method] |= _colour_scores(sources, measured, ~sources.edge)
@@ -134,9 +134,10 @@ def score_by(sources: Sources, observed: np.ndarray, edges: Sequence[float], rng
     return scores
 
 
-def _flux_statistics(
+def flux_statistics(
     sources: Sources, measured: Measured, band: int, group: np.ndarray, draws: accuracy.Resamples, rng
 ) -> dict[str, Statistic]:
+    """Number → Statistic of a method's aperture fluxes in one band, of the sources of a group (N,)."""
     bright = group & (sources.snr[:, band] >= MIN_SNR)
     samples, truth = measured.samples[..., band], sources.truth.point[:, band]
     narrow = measured.point[:, band], truth
@@ -208,9 +209,10 @@ def _covered(
     return raw, calibration.covered(calibration.ranks(mean + stretch * (samples - mean), truth, own), count, own)
 
 
-def _image_statistics(
+def image_statistics(
     sources: Sources, measured: Measured, band: int, draws: accuracy.Resamples
 ) -> dict[str, Statistic]:
+    """Errors of a method's images in one band; none of a method of photometry alone."""
     if np.isnan(measured.norms).any():  # photometry only
         return {}
     norms, every = (measured.norms[..., band : band + 1],), np.ones_like(sources.found)
@@ -222,7 +224,7 @@ def _image_statistics(
     }
 
 
-def _shape_statistics(
+def shape_statistics(
     sources: Sources, measured: Measured, group: np.ndarray, draws: accuracy.Resamples, rng: np.random.Generator
 ) -> dict[str, dict[str, Statistic]]:
     shapes = {"r50": (measured.r50, sources.truth.r50[0])}

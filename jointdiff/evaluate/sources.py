@@ -81,6 +81,18 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Places:
+    """The K sources of one scene, as the reference shows them.
+
+    sizes: half-light radii (K,), arcsec. edge: (K,), true where the wide aperture reaches unscored pixels.
+    """
+
+    segments: Segments
+    sizes: np.ndarray
+    edge: np.ndarray
+
+
+@dataclass(frozen=True)
 class Sources:
     """Everything that the scores need: the scene's number (N,), the truth's and each method's measurements.
 
@@ -126,25 +138,39 @@ def measure_scenes(
     """
     if not scenes:
         raise InputError("no scenes to score")
-    collected: dict[str, list[Measured]] = {}
-    owners: list[np.ndarray] = []
-    edges: list[np.ndarray] = []
-    for number, scene in enumerate(scenes):
+    parts = []
+    for scene in scenes:
         if reference not in scene.estimates:
             raise InputError(f"{scene.name}: no estimate by the reference method {reference}")
-        base = scene.estimates[reference]
-        segments = find_sources(base.samples, base.mean, names, scene.weight, detection, scale=scale)
-        sizes = scale * half_light_radius(shape_image(base.mean[None], names), segments)[0]
-        every = {"": Estimate(scene.truth[None], scene.truth), **scene.estimates}
-        for method, estimate in every.items():
-            errors = (scales or {}).get(method)
-            collected.setdefault(method, []).append(_measure(estimate, scene, names, segments, sizes, scale, errors))
-        owners.append(np.full(len(segments), number))
-        edges.append(_at_edge(segments, scene.weight, WIDE_APERTURE / scale))
-    joined = {method: _join(parts) for method, parts in collected.items()}
-    found = np.array([owner.size > 0 for owner in owners])
+        places = find(scene.estimates[reference], names, scene.weight, scale, detection)
+        measured = {"": measure_estimate(Estimate(scene.truth[None], scene.truth), scene, names, places, scale)}
+        for method, estimate in scene.estimates.items():
+            measured[method] = measure_estimate(estimate, scene, names, places, scale, (scales or {}).get(method))
+        parts.append((places.edge, measured))
+    return gather(parts, names, reference)
+
+
+def find(
+    base: Estimate,
+    names: Sequence[str],
+    weight: np.ndarray | None = None,
+    scale: float = 0.1,
+    detection: DetectionSettings | None = None,
+) -> Places:
+    """The sources of one scene, on what the reference says of it. weight: as in ScoredScene."""
+    segments = find_sources(base.samples, base.mean, names, weight, detection, scale=scale)
+    sizes = scale * half_light_radius(shape_image(base.mean[None], names), segments)[0]
+    return Places(segments, sizes, _at_edge(segments, weight, WIDE_APERTURE / scale))
+
+
+def gather(parts: Sequence[tuple[np.ndarray, Mapping[str, Measured]]], names: Sequence[str], reference: str) -> Sources:
+    """Scenes measured one by one, as one. parts: for each, edge (K,) and what each method, and as "" the truth, has."""
+    joined = {method: _join([measured[method] for _, measured in parts]) for method in parts[0][1]}
+    owners = np.concatenate([np.full(len(edge), number) for number, (edge, _) in enumerate(parts)])
+    found = np.array([len(edge) > 0 for edge, _ in parts])
+    edges = np.concatenate([edge for edge, _ in parts])
     truth = joined.pop("")
-    return Sources(np.concatenate(owners), tuple(names), truth, joined, reference, np.concatenate(edges), found)
+    return Sources(owners, tuple(names), truth, joined, reference, edges, found)
 
 
 def _at_edge(segments: Segments, weight: np.ndarray | None, radius: float) -> np.ndarray:
@@ -157,18 +183,18 @@ def _at_edge(segments: Segments, weight: np.ndarray | None, radius: float) -> np
     return distance[np.round(segments.y).astype(int), np.round(segments.x).astype(int)] <= radius
 
 
-def _measure(
+def measure_estimate(
     estimate: Estimate,
     scene: ScoredScene,
     names: Sequence[str],
-    segments: Segments,
-    sizes: np.ndarray,
-    scale: float,
-    errors: ErrorScales | None,
+    places: Places,
+    scale: float = 0.1,
+    errors: ErrorScales | None = None,
 ) -> Measured:
-    shape = segments.labels.shape
+    """What one method says of one scene's sources; of the scene, truth, weight and data are used."""
+    segments, shape = places.segments, places.segments.labels.shape
     narrow, wide = (aperture_map(segments.x, segments.y, r / scale, shape) for r in (APERTURE, WIDE_APERTURE))
-    measured = measure_images(estimate.samples, names, segments, sizes, scale, APERTURE)
+    measured = measure_images(estimate.samples, names, segments, places.sizes, scale, APERTURE)
     mean = estimate.mean.cpu()
     scored = np.nan if estimate.photometry_only else 1.0
     return Measured(

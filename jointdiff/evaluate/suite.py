@@ -69,11 +69,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a suite found: a table, its figures by name, and its text for the terminal."""
+    """What a suite found: a table, its text for the terminal, and by name figures, other texts and scalars to chart."""
 
     table: Table
     text: str
     figures: Mapping[str, "Figure"] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
 
 def score_rows(scenes: Sequence[ScoredScene], names: Sequence[str], scale: float, seed: int) -> list[Row]:
@@ -119,19 +121,23 @@ def format_rows(rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) -> 
 
 
 def write(outcome: Outcome, folder: Path, name: str, provenance: Mapping[str, object], writer=None) -> None:
-    """table.ecsv, table.txt and a PNG a figure, into ``folder``; text and figures into a SummaryWriter, if given."""
+    """table.ecsv, table.txt, other texts and a PNG a figure, into ``folder``; into a SummaryWriter, if given, too."""
     from jointdiff.evaluate.figures import pixels, save_figure
 
     table = outcome.table.copy()
     table.meta.update({key: value for key, value in provenance.items() if value is not None})
     with atomic_path(folder / "table.ecsv") as temporary:
         table.write(temporary, format="ascii.ecsv", overwrite=True)
-    with atomic_path(folder / "table.txt") as temporary:
-        temporary.write_text(f"{outcome.text}\n", encoding="utf-8")
+    for file, text in {"table.txt": f"{outcome.text}\n", **outcome.files}.items():
+        with atomic_path(folder / file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     for title, figure in outcome.figures.items():
         save_figure(figure, folder / f"{title}.png")
     if writer is not None:
         writer.add_text(f"suites/{name}", "\n".join(f"    {line}" for line in outcome.text.splitlines()), 0)
         for title, figure in outcome.figures.items():
             writer.add_image(f"suites/{name}/{title}", pixels(figure), 0, dataformats="HWC")
+        for tag, value in outcome.scalars.items():
+            if math.isfinite(value):
+                writer.add_scalar(f"suites/{name}/{tag}", value, 0)
         writer.flush()

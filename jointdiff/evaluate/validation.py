@@ -73,6 +73,11 @@ class Report:
     tarp: dict[str, np.ndarray]
 
 
+def method_of(name: str, denoiser: Denoiser) -> Reconstructor:
+    """The method of a scoreboard's name that needs no truth: one of settings.Method, or templates."""
+    return Templates(denoiser) if name == Templates.method else build_reconstructor(name, denoiser)
+
+
 class Validation:
     """Reconstructs simulated scenes with a denoiser, the joint Wiener filter of the same Γ and others; scores them all.
 
@@ -159,9 +164,7 @@ class Validation:
     def _baseline(self, name: str, denoiser: Denoiser, trial: Trial) -> Estimate:
         """One of settings.Compared."""
         if name != ORACLE:
-            return self.estimate(
-                Templates(denoiser) if name == "templates" else build_reconstructor(name, denoiser), trial
-            )
+            return self.estimate(method_of(name, denoiser), trial)
         base, names = self.reference(denoiser, trial), [band.name for band in denoiser.bands]
         found = find_sources(base.samples, base.mean, names, self.weight, scale=self.grid.scale)
         model = denoiser.forward_model(trial.observations, self.grid)

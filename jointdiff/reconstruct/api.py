@@ -15,6 +15,7 @@ from jointdiff.reconstruct.diffusion import MODES, Diffusion
 from jointdiff.reconstruct.field import check_size, pad_field
 from jointdiff.reconstruct.posterior_sampling import DPS, MMPS, PiGDM
 from jointdiff.reconstruct.richardson_lucy import ImageSpace, RichardsonLucy
+from jointdiff.reconstruct.scarlet import Scarlet
 from jointdiff.reconstruct.starlet import Starlet
 from jointdiff.reconstruct.stars import subtract_stars
 from jointdiff.reconstruct.tiles import divided, tile_size
@@ -30,6 +31,7 @@ BUILDERS: dict[str, Callable[[Denoiser], Reconstructor]] = {
     "richardson-lucy": RichardsonLucy,
     "isra": ImageSpace,
     "starlet": Starlet,
+    "scarlet2": Scarlet,
 } | {
     f"{kind.method}{ending}": partial(kind, vis=bool(ending)) for kind in (DPS, PiGDM, MMPS) for ending in ("", "-vis")
 }
@@ -85,7 +87,7 @@ def reconstruct(
     grid: pixels to reconstruct, by default those of VIS. seed, name: of the random numbers. evaluations: of the network
     per sample, at least 3. mode: how diffusion sees the data (METHOD section 7). align: correct the positions of
     the observations by their own light; stars: subtract those that outshine the field (METHOD section 4). tile: side
-    (pixels) of the tiles that a larger field is cut into (METHOD section 12); 0 for 256, of fields above 512 × 512
+    (pixels) of the tiles that a larger field is cut into (METHOD section 13); 0 for 256, of fields above 512 × 512
     alone. Given a field's name and the grid of its reference, these are the samples of the reconstruct command. Raises
     InputError for observations that do not suit the denoiser.
     """

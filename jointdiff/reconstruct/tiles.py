@@ -1,4 +1,4 @@
-"""Fields of any size, cut into tiles that are sampled one by one and meet without a seam (METHOD section 12).
+"""Fields of any size, cut into tiles that are sampled one by one and meet without a seam (METHOD section 13).
 
 A sample is one map from white noise and data to a sky. Noise and symmetries belong to pixels of the sky, amplitude and
 stationary weights to the field, so that what two tiles say of one pixel differs by what either does not see alone: it

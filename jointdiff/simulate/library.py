@@ -59,6 +59,13 @@ class Library:
         moved = [{n: tensor.to(device) for n, tensor in of_size.items()} for of_size in tensors]
         return Library(self.bands, self.pixel_scale, self.psf_fwhm, *moved)
 
+    def fainter(self, magnitude: float) -> Library:
+        """The sources that are fainter than this in VIS."""
+        kept = {n: of_size >= magnitude for n, of_size in self.magnitude.items()}
+        tensors = (self.stamps, self.scales, self.flux, self.is_star, self.magnitude)
+        chosen = [{n: tensor[kept[n]] for n, tensor in of_size.items()} for of_size in tensors]
+        return Library(self.bands, self.pixel_scale, self.psf_fwhm, *chosen)
+
 
 @dataclass(frozen=True)
 class ShardTask:

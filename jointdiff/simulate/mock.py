@@ -46,9 +46,14 @@ class Simulator:
         self.sky = sky_grid(grid, library.pixel_scale)
         self._telescope = Telescope(grid, self.sky, library.psf_fwhm, bands, conditions)
 
-    def but(self, library: Library | None = None, conditions: Conditions | None = None) -> "Simulator":
-        """The same simulator of other sources, or under other conditions."""
-        layout = (self.bands, self.grid, self.target_fwhm, self.crowding)
+    def but(
+        self,
+        library: Library | None = None,
+        conditions: Conditions | None = None,
+        crowding: Crowding | None = None,
+    ) -> "Simulator":
+        """The same simulator of other sources, thrown otherwise, or under other conditions."""
+        layout = (self.bands, self.grid, self.target_fwhm, crowding or self.crowding)
         return Simulator(library or self.library, *layout, conditions or self.conditions, self.geometries)
 
     def composed(self, geometry: Geometry) -> list[Band]:

@@ -51,10 +51,10 @@ _REACH = 3
 class Conditions:
     """How much observing conditions vary from scene to scene and band to band.
 
-    seeing, depth: scatter in dex. sky: mean excess of the sky noise over the survey's, in dex. ellipticity: rms of each
-    PSF shear component. wing: largest fraction of the PSF's flux in a component 2.2 times as wide. margin: fraction of
-    scenes seen only in a central core, with a margin between the two margin_width, arcsec. drop_*: probabilities that
-    observations are missing.
+    seeing, depth: scatter in dex. blur: factor on the ground's seeing. sky: mean excess of the sky noise over the
+    survey's, in dex. ellipticity: rms of each PSF shear component. wing: largest fraction of the PSF's flux in a
+    component 2.2 times as wide. margin: fraction of scenes seen only in a central core, with a margin between the two
+    margin_width, arcsec. drop_*: probabilities that observations are missing.
 
     What is served is not what was: deviations, per observation, of errors that nobody knows of. jitter: of the position
     along each axis, arcsec, but for VIS, which defines it. zero_point_error: fraction of the flux. psf_error: fraction
@@ -63,6 +63,7 @@ class Conditions:
     """
 
     seeing: float = 0.06
+    blur: float = 1.0
     depth: float = 0.1
     ellipticity: float = 0.03
     wing: float = 0.15
@@ -195,7 +196,7 @@ class Telescope:
         def optics(k: Tensor) -> Tensor:
             if band.name == "VIS":
                 return vis_transfer(k, VIS_JITTER_FWHM * stretch)
-            fwhm = depth.fwhm * stretch
+            fwhm = self.conditions.blur * depth.fwhm * stretch
             return (1 - wing) * kolmogorov_transfer(k, fwhm) + wing * kolmogorov_transfer(k, 2.2 * fwhm)
 
         pixel = torch.as_tensor(np.prod(np.sinc(frequencies(self.sky) * (grid.scale / self.sky.scale)), axis=-1)).to(k)

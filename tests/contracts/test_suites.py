@@ -75,10 +75,57 @@ def test_morphology_of_a_few_scenes(run, monkeypatch, capsys):
     assert (folder / "morphology.png").is_file() and "coverage" in capsys.readouterr().out
 
 
+BENCHMARK = """
+suite: benchmark
+benchmark:
+  methods: []
+  kinds: [crowded]
+  geometries: [lsst]
+  seeing: [1.0]
+  scenes: 4
+  samples: 3
+  slow: []
+  slow_scenes: 1
+  growth_sizes: []
+  workers: 2
+"""
+
+
+def test_a_benchmark_goes_on_where_it_was_and_says_the_same(run, tmp_path, monkeypatch, capsys):
+    """What was kept is used; what is made again says the same, timings aside."""
+    monkeypatch.setattr("jointdiff.evaluate.benchmark.table.RESAMPLES", 20)
+    settings = tmp_path / "benchmark.yaml"
+    settings.write_text(BENCHMARK)
+    assert evaluate(run, "--config", str(settings)) == 0
+    folder = run / "evaluation" / "benchmark"
+    told = capsys.readouterr().out
+    assert "all scenes (4)" in told
+    assert (folder / "table.txt").read_text().strip() in told
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 8
+    assert (folder / "readme.md").read_text().startswith("| method | image error |")
+    assert "suites/benchmark/cost" in pictures(run)
+    table = Table.read(folder / "table.ecsv", format="ascii.ecsv")
+    assert set(table["method"]) == {"jointdiff", "wiener"}
+    evaluations = table[(table["method"] == "jointdiff") & (table["score"] == "evaluations")]
+    assert evaluations["value"].tolist() == [4.0], "tests/tiny.yaml asks for so many"
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "rows").rglob("*.safetensors")}
+    assert len(kept) == 2
+    removed = folder / "rows" / "jointdiff" / "crowded_lsst_1.safetensors"
+    removed.unlink()
+    assert evaluate(run, "--config", str(settings)) == 0
+    changed = {path for path, when in kept.items() if path.stat().st_mtime_ns != when}
+    assert changed == {removed}
+    again = Table.read(folder / "table.ecsv", format="ascii.ecsv")
+    timed = ["seconds_per_scene", "seconds_per_sample", "wall_per_scene", "memory_mib"]
+    for old, new in zip(table, again, strict=True):
+        assert old["score"] in timed or str(tuple(old)) == str(tuple(new))
+
+
 def test_every_suite_of_the_command_has_a_function():
     from typing import get_args
 
-    from jointdiff.config import Suite
+    from jointdiff.suites import Suite
 
     assert {"scoreboard", *suites.SUITES} == set(get_args(Suite))
 

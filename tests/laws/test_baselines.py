@@ -195,7 +195,7 @@ def test_steps_of_all_sizes_are_bounded_by_the_operator():
     blobs = Blobs(ForwardModel(TORUS, BANDS, 0.2, observations), observations, 4)
     root = blobs.steps.sqrt()
     start = torch.randn(1, 4, 3, *TORUS.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert 0.5 < operator_norm(lambda b: root * blobs.normal(root * b), start, 100) <= 1
+    assert 0.5 < operator_norm(lambda b: root * blobs.normal(root * b), start, 100) <= 1 + 1e-12  # rounding
     assert (blobs.steps[:-1] > blobs.steps[1:]).all()
 
 

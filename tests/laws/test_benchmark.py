@@ -1,0 +1,201 @@
+"""Laws of the benchmark: which scenes are shared, what is kept, how methods are ranked, and what the report holds."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from jointdiff.benchmark import BenchmarkConfig, lots, pictured, subsets, tasks
+from jointdiff.errors import InputError
+from jointdiff.evaluate.benchmark.examine import ANNULI, spectra
+from jointdiff.evaluate.benchmark.record import Cost, Record, has_records, read_records, write_records
+from jointdiff.evaluate.benchmark.report import markdown, page, summary, verdicts
+from jointdiff.evaluate.benchmark.standing import standings
+from jointdiff.evaluate.benchmark.table import BEHIND, COMMON, Subset, cost_rows, rows
+from jointdiff.evaluate.sources import Estimate, ScoredScene, find, measure_estimate
+from jointdiff.evaluate.suite import ALL
+from jointdiff.evaluate.validation import METHOD
+from jointdiff.forward import ForwardModel
+from jointdiff.reconstruct.scarlet import Torus
+from jointdiff.settings import Config
+from tests.oracles import BANDS, TORUS, blank_survey
+
+NAMES = ("VIS", "g", "r")
+SETTINGS = BenchmarkConfig(methods=("starlet", "dps"), slow=("dps",), slow_scenes=5, scenes=2)
+
+
+def test_slow_methods_see_all_kinds_alike():
+    """Any first n lots hold each kind, geometry and seeing as often as any other, within two."""
+    ordered = lots(BenchmarkConfig())
+    assert len(set(ordered)) == 4 * 2 * 3
+    for n in range(1, 25):
+        for values in zip(*((lot.kind, lot.geometry, lot.seeing) for lot in ordered[:n]), strict=True):
+            count = Counter(values)
+            assert max(count.values()) - min(count.values()) <= 2
+    assert {lot.kind for lot in pictured(BenchmarkConfig(slow_scenes=4))} == set(BenchmarkConfig().kinds)
+
+
+def test_every_method_is_scored_on_the_scenes_of_the_slow_ones(tmp_path):
+    first, *others = tasks(Config(), SETTINGS, tmp_path, "key")
+    assert {task.method for task in first} == {"wiener"}, "it tells the others where sources are"
+    drawn = {}
+    for task in others[0]:
+        if hasattr(task, "lots"):
+            named = [f"{lot.name}_{n:02d}" for lot in task.lots for n in range(task.scenes)]
+            drawn.setdefault(task.method, set()).update(named)
+    everything, common, *_ = subsets(SETTINGS)
+    assert everything.name == ALL and "dps" not in everything.methods
+    assert common.name == COMMON and set(common.methods) == {METHOD, "wiener", "starlet", "dps"}
+    assert drawn["dps"] == set(common.scenes) < set(everything.scenes) == drawn["starlet"]
+
+
+def test_annuli_hold_the_power_and_the_phase():
+    """Parseval, but for the corners beyond the axes' Nyquist; twice the sky has twice the transfer, noise no phase."""
+    rng = np.random.default_rng(0)
+    sky = np.zeros((2, 32, 32))
+    sky[:, 12:20, 12:20] = rng.random((2, 8, 8)) + 1
+    own, truth, shared = spectra(2 * sky, sky)
+    assert own.shape == (2, ANNULI)
+    k = np.hypot(np.fft.fftfreq(32)[:, None], np.fft.fftfreq(32))
+    power = np.abs(np.fft.fft2(sky)) ** 2
+    np.testing.assert_allclose(truth.sum(-1), 1)
+    np.testing.assert_allclose(own / truth, 4)
+    np.testing.assert_allclose(shared / truth, 2)
+    inner = (power * (k < 0.25)).sum((-2, -1)) / (power * (k < 0.5)).sum((-2, -1))
+    np.testing.assert_allclose(truth[:, : ANNULI // 2].sum(-1), inner)
+    # Of independent noise the phase in M modes is 1/√M: with the 16 to 90 of an annulus at most 3/√16.
+    noise = rng.standard_normal((1, 32, 32)), rng.standard_normal((1, 32, 32))
+    own, truth, shared = spectra(*noise)
+    assert (np.abs(shared / np.sqrt(own * truth))[:, 4:] < 0.75).all()
+
+
+def _sky(rng: np.random.Generator) -> torch.Tensor:
+    axis = np.arange(32) - 16.0
+    blob = np.exp(-(axis[:, None] ** 2 + axis**2) / 18)
+    light = sum(rng.uniform(200, 2000) * np.roll(blob, rng.integers(-16, 16, 2), (0, 1)) for _ in range(3))
+    return torch.tensor(np.stack([light, 0.5 * light, 2 * light]), dtype=torch.float32)
+
+
+def _records(noises: dict[str, float], scenes: int = 12) -> dict[str, dict[str, Record]]:
+    """Methods whose posteriors are honest, of so much noise a pixel, on the same scenes."""
+    rng = np.random.default_rng(0)
+    records: dict[str, dict[str, Record]] = {method: {} for method in noises}
+    for number in range(scenes):
+        truth = _sky(rng)
+        told = {}
+        for method, noise in noises.items():
+            draws = noise * torch.tensor(rng.standard_normal((9, *truth.shape)), dtype=torch.float32)
+            told[method] = Estimate(truth + draws[:1] + draws[1:], truth + draws[0])
+        places = find(told["wiener"], NAMES)
+        scene = ScoredScene(str(number), truth, {})
+        real = measure_estimate(Estimate(truth[None], truth), scene, NAMES, places)
+        for method, estimate in told.items():
+            measured = measure_estimate(estimate, scene, NAMES, places)
+            found = spectra(estimate.mean.numpy(), truth.numpy())
+            pictures = np.stack([estimate.mean, estimate.samples[0], truth]) if number == 0 else None
+            cost = Cost(noises[method], 1.0, 8.0, 5.0)
+            records[method][str(number)] = Record(
+                str(number), places, real, measured, measured.r50.mean(0), found, cost, pictures
+            )
+    return records
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_resamples():
+    """A quarter of the usual ones: enough to tell apart what differs fourfold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jointdiff.evaluate.benchmark.table.RESAMPLES", 50)
+        yield
+
+
+@pytest.fixture(scope="module")
+def table(few_resamples) -> list:
+    records = _records({METHOD: 5.0, "wiener": 30.0, "dps": 80.0, "oracle": 1.0})
+    scenes = list(records[METHOD])
+    every = Subset(ALL, scenes, [METHOD, "wiener", "oracle"], bins=True)
+    common = Subset(COMMON, scenes[:8], list(records), bins=True)
+    return [row for subset in (every, common) for row in rows(records, subset, NAMES, 0)] + cost_rows(records, ALL)
+
+
+def test_a_method_of_less_noise_is_ahead_and_the_oracle_is_no_rival(table):
+    judged = {(s.score, s.place): s for s in standings(table)}
+    for (score, place), standing in judged.items():
+        assert {rival.method for rival in standing.rivals} <= {"wiener", "dps"}
+        if score in ("image_error_typical", "crps_relative") and place.everywhere:
+            assert standing.verdict == "ahead", (score, place)
+    told = "\n".join(verdicts(table))
+    assert "16 times less than one of DPS" in told  # costs are the noises: 80/5
+    assert "At our time a sample or less, of smaller CRPS, mean of the bands: no method." in told
+
+
+def test_a_method_of_more_noise_is_behind_and_is_said_to_be():
+    records = _records({METHOD: 60.0, "wiener": 10.0})
+    every = Subset(ALL, list(records[METHOD]), list(records), bins=True)
+    found = rows(records, every, NAMES, 0) + cost_rows(records, ALL)
+    worst = next(s for s in standings(found) if s.score == "crps_relative" and s.place.band == "g")
+    assert worst.verdict == "behind"
+    assert "wiener" in worst.sentence() and worst.sentence() in page(found, {}, {}).replace("&gt;", ">")
+    assert "or less, of smaller CRPS, mean of the bands: wiener." in "\n".join(verdicts(found))
+
+
+def test_differences_are_antisymmetric_and_vanish_between_equals():
+    records = _records({METHOD: 20.0, "wiener": 30.0})
+    equal = {METHOD: records["wiener"], "wiener": records["wiener"]}
+    every = Subset(ALL, list(records[METHOD]), list(records), bins=True)
+
+    def differences(of: dict) -> dict:
+        kept = [row for row in rows(of, every, NAMES, 0) if row["score"].endswith(BEHIND)]
+        return {(row["band"], row["snr_low"], row["score"]): row for row in kept}
+
+    for row in differences(equal).values():
+        assert (row["value"], row["low"], row["high"]) == (0, 0, 0)
+    swapped = {METHOD: records["wiener"], "wiener": {k: records[METHOD][k] for k in records["wiener"]}}
+    key = ("VIS", -math.inf, "image_error_typical" + BEHIND)
+    one, other = differences(records)[key], differences(swapped)[key]
+    assert one["value"] == pytest.approx(-other["value"])
+    assert (one["low"], one["high"]) == pytest.approx((-other["high"], -other["low"]), rel=0.05)
+
+
+def test_the_report_is_one_file_without_script_or_source_of_elsewhere(table):
+    from matplotlib.figure import Figure
+
+    text = page(table, {"<figure>": ("told & shown", Figure())}, {"key": "<seed>"})
+    assert "<script" not in text and "http" not in text
+    assert text.count("src=") == text.count('src="data:image/png;base64,') == 1
+    assert "&lt;seed&gt;" in text and "told &amp; shown" in text
+    heads, lines = summary(table, ALL)
+    assert [line[0] for line in lines] == [METHOD, "wiener", "oracle"]
+    short = markdown(table).splitlines()
+    assert [row.split(" | ")[0] for row in short[2:]] == ["| jointdiff", "| wiener", "| oracle", *(
+        f"| {name}, 8 scenes" for name in (METHOD, "dps"))]  # fmt: skip
+    assert len({row.count("|") for row in short}) == 1 and len(heads) + 1 == short[0].count("|")
+
+
+def test_records_come_back_and_another_key_is_none(tmp_path):
+    record = _records({"wiener": 30.0}, scenes=1)["wiener"]["0"]
+    write_records(tmp_path / "a", "key", [record, replace(record, pictures=None)])
+    again, other = read_records(tmp_path / "a", "key")
+    for name in ("point", "samples", "shape", "chi2"):
+        np.testing.assert_array_equal(getattr(again.measured, name), getattr(record.measured, name))
+    np.testing.assert_array_equal(again.places.segments.labels, record.places.segments.labels)
+    np.testing.assert_array_equal(again.pictures, record.pictures)
+    assert (again.cost, again.scene, other.pictures) == (record.cost, "0", None)
+    assert read_records(tmp_path / "a", "other") is None and not has_records(tmp_path / "a", "other")
+    (tmp_path / "b").write_text("{}")
+    with pytest.raises(InputError, match="b: not the records of a benchmark"):
+        read_records(tmp_path / "b", "key")
+
+
+def test_scarlet_sees_the_torus_through_the_exact_transpose():
+    """⟨A u, y⟩ = ⟨u, Aᵀ y⟩ for u on the wider frame; a source in the margin is the same source on the torus."""
+    observations = [o.to(torch.float32) for o in blank_survey(1)]
+    torus = Torus(ForwardModel(TORUS, BANDS, 0.2, observations), observations)
+    rng = np.random.default_rng(0)
+    u, y = rng.standard_normal((3, *torus.frame)), rng.standard_normal((1, 1, torus.pixels))
+    assert (torus.forward(u) * y).sum() == pytest.approx((u * torus.backward(y)).sum(), rel=1e-4)
+    inside, beyond = np.zeros((3, *torus.frame)), np.zeros((3, *torus.frame))
+    inside[:, 16 + 30, 16 + 5], beyond[:, 16 - 2, 16 + 5] = 1.0, 1.0
+    np.testing.assert_allclose(torus.forward(inside), torus.forward(beyond), atol=1e-6)
