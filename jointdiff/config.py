@@ -31,6 +31,7 @@ class ReconstructConfig:
         aliases: Columns of the catalog again under the names of Euclid's MER catalogue, or of Rubin's.
         ecsv: Write every catalog as ECSV (text), too; true or false.
         morphology: Samples that statmorph measures Sérsic index, C, A, Gini and M20 on; 0 for none.
+        tile: Side (pixels) of the tiles that a larger field is cut into; 0 for 256, of fields above 512 × 512 alone.
         checkpoint: Folder model/ of a trained run; without it, the weights packaged with jointdiff.
     """
 
@@ -46,6 +47,7 @@ class ReconstructConfig:
     aliases: Literal["none", "mer", "lsst"] = "none"
     ecsv: bool = False
     morphology: int = 0
+    tile: int = 0
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class ReconstructConfig:
         require(self.evaluations >= 3, "evaluations", self.evaluations, "at least 3")
         measured = range(2, self.num_samples + 1)
         require(self.morphology in (0, *measured), "morphology", self.morphology, f"0, or 2 to {self.num_samples}")
+        require(self.tile == 0 or self.tile >= 32, "tile", self.tile, "0, or at least 32")
         expected = f"amortized with method {self.method}: the other modes are of method diffusion"
         require(self.method == "diffusion" or self.mode == "amortized", "mode", self.mode, expected)
 
@@ -260,7 +263,7 @@ def _calibrate(config: Config, device=None):
 def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
     from jointdiff.evaluate.exports import Extras, export
-    from jointdiff.evaluate.field import FieldJob
+    from jointdiff.evaluate.mosaic import Workers, job_of
     from jointdiff.io.products import merge_catalogs
     from jointdiff.io.scene_files import read_fields
     from jointdiff.reconstruct.api import build_reconstructor
@@ -268,20 +271,21 @@ def reconstruct(config: ReconstructConfig) -> None:
 
     output = Path(config.output)
     require(output.is_dir() or not output.exists(), "output", output, "a folder")
-    folder = checkpoint_folder(config.checkpoint)
-    denoiser, both = load_denoiser(folder), config.mode == "both"
+    folder, workers = checkpoint_folder(config.checkpoint), Workers.launched(PATIENCE)
+    denoiser, both = load_denoiser(folder, workers.device), config.mode == "both"
     own = "amortized" if both else config.mode
     reconstructor = build_reconstructor(config.method, denoiser, config.evaluations, own)
     check = build_reconstructor(config.method, denoiser, config.evaluations, "factorized") if both else None
-    calibration = _calibration_for(config, folder, own)
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
     extras = Extras(config.aliases, config.ecsv, config.morphology)
+    calibration = _calibration_for(config, folder, own)
     given = (reconstructor, config.num_samples, config.align, calibration, check, extras, config.stars)
-    jobs = [FieldJob(field, *given) for field in read_fields(config.scene)]
-    catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs]
-    merged = merge_catalogs(catalogs)
-    export(output, merged, provenance, config.ecsv)
+    jobs = [job_of(field, given, config.tile, workers) for field in read_fields(config.scene)]
+    catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs if job is not None]
+    if not workers.first:
+        return
+    export(output, merged := merge_catalogs(catalogs), provenance, config.ecsv)
     save_config(config, output / "reconstruct.yaml")
     print(f"{len(merged)} sources of {len(jobs)} field{'s' * (len(jobs) > 1)}: {output / 'catalog.fits'}")
 

@@ -219,16 +219,18 @@ class ForwardModel:
         part.transfers = [t * (p >= least * p[:, :1, :1]) for t, p in zip(self.transfers, powers, strict=True)]
         return part
 
-    def precision(self, observations: Sequence[Observation]) -> Tensor:
+    def precision(self, observations: Sequence[Observation], weights: Sequence[Tensor] | None = None) -> Tensor:
         """Stationary approximation of Aᵀ N⁻¹ A per frequency, (B, H, W//2 + 1, C, C) real.
 
-        |J|² |P̂/T̂|² times the inverse variance per scene pixel: a mean over the scene, zero where nothing was seen.
+        |J|² |P̂/T̂|² times the inverse variance per scene pixel, a mean over the scene, zero where nothing was seen;
+        or, of an observation with any pixel, its weight (B,) where ``weights`` are given: those of a larger field.
         Over ρ of correlated noise, at the frequency of the observed pixels that a scene's is, or is folded to.
         """
         area = self.grid.shape[0] * self.grid.shape[1]
         terms = []
-        for o, transfer, c in zip(observations, self.transfers, self.responses, strict=True):
-            power = transfer.abs().square() * (o.ivar.sum((-2, -1)) / area).view(-1, 1, 1)
+        for number, (o, transfer, c) in enumerate(zip(observations, self.transfers, self.responses, strict=True)):
+            weight = o.ivar.sum((-2, -1)) / area if weights is None else weights[number] * o.present
+            power = transfer.abs().square() * weight.view(-1, 1, 1)
             if o.correlation is not None:
                 q = frequencies(self.grid) @ self.grid.footprint(o.frame.grid)
                 power = power / power_at(o.correlation, o.frame.grid.shape, q)

@@ -12,7 +12,7 @@ joint Wiener filter (Wiener 1949); it samples exactly, and it preconditions the 
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -129,45 +129,60 @@ def _rings(k: Tensor, bins: int) -> list[Tensor]:
     return [ring for ring in rings if ring.any()]
 
 
-def evidence_amplitude(
-    model: ForwardModel, observations: Sequence[Observation], gamma: Tensor, points: int = 10, decades: float = 4.0
-) -> Tensor:
-    """The amplitude (B,) that maximises the Gaussian evidence: a log grid, then two parabolas (MacKay 1992).
+class Evidence:
+    """The log evidence (B,) of amplitudes (B,), up to a constant (MacKay 1992).
 
-    gamma: Γ (H, W//2 + 1, C, C). The grid starts at the floor, 0.2 times the noise per scene pixel of the most
-    sensitive observation.
+    gamma: Γ (H, W//2 + 1, C, C). floor: (B,), 0.2 times the noise per scene pixel of the most sensitive observation.
     What an instrument hardly passes does not vote: the edge of the data, or an error of the PSF, has more power there
     than any sky can have. Data on a fraction f of the torus hold f of its signal power and f of its noise power, but
     the stationary precision would pass f² of the signal: vector / √f and precision / f agree (as in power spectra of
     cut skies: Feldman, Kaiser & Peacock 1994, ApJ 426, 23; Hivon et al. 2002, ApJ 567, 2).
     """
-    model = model.passing(EVIDENCE_MIN_TRANSFER)
-    even = [evenly_weighed(o) for o in observations]
-    roots = [_seen_fraction(o, model.grid).sqrt() for o in observations]
-    vector = spectrum(model.adjoint([o.weigh(o.image) / root for o, root in zip(even, roots, strict=True)]))
-    precision = model.precision([replace(o, ivar=o.ivar / root.square()) for o, root in zip(even, roots, strict=True)])
-    floor = 0.2 / precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=1e-12).sqrt()
-    vote, weights = _voters(model.grid, gamma)
-    precision, vector, gamma = precision[:, vote], vector[:, vote], gamma[vote]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gamma))
-    log_amplitudes = torch.linspace(0, decades * math.log(10), points).to(gamma)
 
-    def evidence(log_a: Tensor) -> Tensor:  # scalar or (B,) → (B,)
-        a = floor * log_a.exp()
-        lower = torch.linalg.cholesky(precision + inverse / a.square().view(-1, 1, 1, 1))
-        logdet = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 2 * gamma.shape[-1] * a.log().view(-1, 1)
-        fit = solve_lower(lower, vector).abs().square().sum(-1)
-        return 0.5 * (weights * (fit - logdet)).sum(-1)
+    def __init__(self, model: ForwardModel, observations: Sequence[Observation], gamma: Tensor):
+        model = model.passing(EVIDENCE_MIN_TRANSFER)
+        even = [evenly_weighed(o) for o in observations]
+        roots = [_seen_fraction(o, model.grid).sqrt() for o in observations]
+        vector = spectrum(model.adjoint([o.weigh(o.image) / root for o, root in zip(even, roots, strict=True)]))
+        seen = [replace(o, ivar=o.ivar / root.square()) for o, root in zip(even, roots, strict=True)]
+        precision = model.precision(seen)
+        self.floor = 0.2 / precision[:, 0, 0].diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=1e-12).sqrt()
+        vote, self._weights = _voters(model.grid, gamma)
+        self._precision, self._vector = precision[:, vote], vector[:, vote]
+        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(gamma[vote]))
 
+    def __call__(self, amplitude: Tensor) -> Tensor:
+        a, bands = amplitude.view(-1, 1), self._inverse.shape[-1]
+        lower = torch.linalg.cholesky(self._precision + self._inverse / a.square()[..., None, None])
+        logdet = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 2 * bands * a.log()
+        fit = solve_lower(lower, self._vector).abs().square().sum(-1)
+        return 0.5 * (self._weights * (fit - logdet)).sum(-1)
+
+
+def likeliest_amplitude(
+    evidence: Callable[[Tensor], Tensor], floor: Tensor, points: int = 10, decades: float = 4.0
+) -> Tensor:
+    """The amplitude (B,), at least ``floor`` (B,), that maximises an evidence: a log grid, then two parabolas."""
+
+    def at(log_a: Tensor) -> Tensor:  # scalar or (B,) → (B,)
+        return evidence(floor * log_a.exp())
+
+    log_amplitudes = torch.linspace(0, decades * math.log(10), points).to(floor)
     grid_step = log_amplitudes[1]
-    best = torch.stack([evidence(a) for a in log_amplitudes]).argmax(0)
+    best = torch.stack([at(a) for a in log_amplitudes]).argmax(0)
     log_a = log_amplitudes[best]
     for step in (grid_step, grid_step / 4):
-        left, middle, right = (evidence(log_a + d * step) for d in (-1, 0, 1))
+        left, middle, right = (at(log_a + d * step) for d in (-1, 0, 1))
         bend = 2 * middle - left - right
         shift = torch.where(bend > 0, 0.5 * (right - left) / bend.clamp(min=1e-30), right.sign())
         log_a = (log_a + step * shift.clamp(-1, 1)).clamp(min=0)
     return floor * log_a.exp()
+
+
+def evidence_amplitude(model: ForwardModel, observations: Sequence[Observation], gamma: Tensor) -> Tensor:
+    """The amplitude (B,) that maximises the Gaussian evidence. gamma: Γ (H, W//2 + 1, C, C)."""
+    evidence = Evidence(model, observations, gamma)
+    return likeliest_amplitude(evidence, evidence.floor)
 
 
 def _seen_fraction(observation: Observation, grid: Grid) -> Tensor:
@@ -209,6 +224,7 @@ class GaussianPosterior:
 
     model, observations: what was seen. gamma: Γ (H, W//2 + 1, C, C) on the model's grid.
     amplitude: (B,), or None for the maximum of the evidence. start: a first guess (B, C, H, W) of the mean.
+    weights: of each observation in the stationary precision, as ForwardModel.precision has them.
     """
 
     def __init__(
@@ -220,10 +236,11 @@ class GaussianPosterior:
         tolerance: float = 0.03,
         max_steps: int = 100,
         start: Tensor | None = None,
+        weights: Sequence[Tensor] | None = None,
     ):
         self.grid = model.grid
         self.weighted_data = model.adjoint([o.weigh(o.image) for o in observations])  # Aᵀ N⁻¹ y
-        self.data_precision = model.precision(observations)
+        self.data_precision = model.precision(observations, weights)
         self.model, self.observations = model, observations
         self._even = [evenly_weighed(o) for o in observations]
         even_data = model.adjoint([o.weigh(o.image) for o in self._even])

@@ -59,6 +59,15 @@ class Grid:
         """Pixel coordinates (…, 2) in this grid of sky positions (…, 2) in arcsec."""
         return (np.asarray(sky) - self.origin) @ np.linalg.inv(self.matrix).T
 
+    @property
+    def lattice(self) -> tuple[int, int]:
+        """Which pixel (y, x) of the endless lattice of such pixels the first is: cuts of one grid share their pixels.
+
+        Counted from the sky's origin. Whole and half pixels, where grids like to begin, are far from where it rounds.
+        """
+        y, x = np.floor(np.linalg.solve(self.matrix, self.origin) + 0.2345).astype(int).tolist()
+        return y, x
+
     def padded(self, rows: tuple[int, int], columns: tuple[int, int]) -> "Grid":
         """This grid with pixels added (or, if negative, removed) before and after each axis."""
         shape = (self.shape[0] + sum(rows), self.shape[1] + sum(columns))

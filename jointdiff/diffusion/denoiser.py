@@ -108,13 +108,10 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         return ForwardModel(grid, self.bands, self.target_fwhm, observations)
 
     def condition(
-        self,
-        observations: Sequence[Observation],
-        grid: Grid,
-        amplitude: Tensor | None = None,
-        start: Tensor | None = None,
+        self, observations: Sequence[Observation], grid: Grid, amplitude: Tensor | None = None, **options
     ) -> Conditioning:
         """Everything of D that does not depend on x_t. amplitude: (B,), or None for the maximum of the evidence.
+        options: others of GaussianPosterior.
 
         Several images of the same weights (B = 1) serve as many samples of one sky, of which μ₀ alone differs. start:
         a first guess of it.
@@ -126,7 +123,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
             observations,
             self.prior.on(grid),
             amplitude,
-            start=start,
+            **options,
         )
         power = posterior.data_precision.diagonal(dim1=-2, dim2=-1)  # (B, H, W//2 + 1, C)
         depth = power[:, 0, 0].view(len(power), -1, 1, 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jointdiff.scene import Grid
 from jointdiff.seeds import seed_of
 
 
@@ -23,15 +24,17 @@ class Symmetry:
     turns: int
 
     @classmethod
-    def numbered(cls, number: int, shape: Sequence[int], stride: int) -> "Symmetry":
-        """The symmetry of sample ``number`` on a grid of this shape: of mirror and turns each in its turn.
+    def numbered(cls, number: int, grid: Grid, stride: int) -> "Symmetry":
+        """The symmetry of sample ``number`` on a grid, sides multiples of ``stride``: of mirror and turns each in turn.
 
-        stride: by as many pixels the network is periodic, so shifts stay below. Only square grids bear odd turns.
+        stride: by as many pixels the network is periodic, so shifts stay below; they are told by a pixel's place on the
+        sky, so that on all cuts of one grid the network sees it alike. Only square grids bear odd turns.
         """
         generator = torch.Generator().manual_seed(seed_of("symmetry", number))
-        y, x = torch.randint(stride, (2,), generator=generator).tolist()
+        drawn = torch.randint(stride, (2,), generator=generator).tolist()
+        y, x = ((shift + first) % stride for shift, first in zip(drawn, grid.lattice, strict=True))
         mirrored, turns = divmod(number % 8, 4)
-        return cls((y, x), bool(mirrored), turns if shape[-2] == shape[-1] else 2 * (turns % 2))
+        return cls((y, x), bool(mirrored), turns if grid.shape[0] == grid.shape[1] else 2 * (turns % 2))
 
     def __call__(self, image: Tensor) -> Tensor:
         """An image (…, H, W) seen through this symmetry."""

@@ -1,7 +1,7 @@
 """One real or simulated field from its scene file to reconstruction.fits, catalog.fits and figure.png."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, misfits
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
 from jointdiff.reconstruct.stars import subtract_stars
+from jointdiff.scene import Observation
 
 
 class FieldJob:
@@ -67,13 +68,16 @@ class FieldJob:
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
         self.padded, self._stars = subtract_stars(self.padded, field.name) if stars else (self.padded, ())
-        check_size(self.padded, count, len(self.names), f"{field.name} ({field.path})")
+        self._check_size(f"{field.name} ({field.path})")
         for method in (reconstructor, check):
             if method is not None:
                 method.check(self.padded.observations, f"{field.name} ({field.path})")
         self.truth = self._read_truth()
 
-    def run(self, folder: Path, seed: int, provenance: Mapping[str, object]) -> Table:
+    def _check_size(self, label: str) -> None:
+        check_size(self.padded.grid.shape, self._count, len(self.names), label)
+
+    def run(self, folder: Path, seed: int, provenance: Mapping[str, object]) -> Table | None:
         """Sample, measure and write into ``folder``; tells how it went; returns the catalog."""
         print(self._describe(), flush=True)
         cards = self._aligned() if self._align else {}
@@ -82,7 +86,7 @@ class FieldJob:
         draws = self._reconstructor.sample(padded.observations, padded.grid, self._count, stream)
         seconds = time.perf_counter() - start
         model = self._reconstructor.denoiser.forward_model(padded.observations, padded.grid)
-        catalog = self._measure(draws, model, stream)
+        catalog = self._catalog(draws, model, stream)
         catalog.meta.update({key: value for key, (value, _) in cards.items()})
         samples, mean = padded.crop(draws.samples).cpu(), padded.crop(draws.mean).cpu()
         std = samples.std(0)
@@ -105,12 +109,16 @@ class FieldJob:
             f"{field.name}, {self._reconstructor.method}",
         )
         save_figure(figure, folder / "figure.png")
+        chi2 = chi2_text(padded.observations, misfit(padded.observations, draws, model))
+        self._tell(len(catalog), seconds, chi2, folder)
+        return catalog
+
+    def _tell(self, sources: int, seconds: float, chi2: str, folder: Path) -> None:
         print(
-            f"{field.name}: {self._count} samples in {seconds:.1f} s; {len(catalog)} sources; residual χ²/N of the "
-            f"samples {self._chi2(draws, model)}; wrote {folder}/",
+            f"{self.field.name}: {self._count} samples in {seconds:.1f} s; {sources} sources; residual χ²/N of the "
+            f"samples {chi2}; wrote {folder}/",
             flush=True,
         )
-        return catalog
 
     def _aligned(self) -> dict[str, tuple[float, str]]:
         """Moves the observations where they are off, and says so; the header's keywords."""
@@ -119,11 +127,24 @@ class FieldJob:
             print(f"{self.field.name}: {found.line}", flush=True)
         return found.cards(self.names) if found is not None else {}
 
-    def _measure(self, draws: Draws, model: ForwardModel, stream: NoiseStream) -> Table:
+    def _catalog(self, draws: Draws, model: ForwardModel, stream: NoiseStream) -> Table:
         """The catalog, in pixels of the core: measured on the padded grid, where the data have their full model."""
-        padded, denoiser, names = self.padded, self._reconstructor.denoiser, self.names
+        padded, fwhm = self.padded, self._reconstructor.denoiser.target_fwhm
+        segments = find_sources(
+            draws.samples, draws.mean, self.names, padded.weight, target_fwhm=fwhm, scale=padded.core.scale
+        )
+        catalog = self._measure(padded, draws, model, segments)
+        if self._check is not None:
+            self._compare(catalog, draws, segments, stream)
+        catalog["y"] -= padded.corner[0]
+        catalog["x"] -= padded.corner[1]
+        self._place(catalog)
+        return catalog
+
+    def _measure(self, padded: PaddedField, draws: Draws, model: ForwardModel, segments: Segments) -> Table:
+        """What is measured of sources on a padded grid, in its pixels."""
+        denoiser, names = self._reconstructor.denoiser, self.names
         scale, fwhm, weight = padded.core.scale, denoiser.target_fwhm, padded.weight
-        segments = find_sources(draws.samples, draws.mean, names, weight, target_fwhm=fwhm, scale=scale)
         # An empty field has no templates to project, and a transform of nothing fails.
         data = Data.of(model, padded.observations, denoiser.bands) if len(segments) else None
         catalog = measure(
@@ -139,16 +160,16 @@ class FieldJob:
             target_fwhm=fwhm,
             calibration=self._calibration,
         )
-        if self._check is not None:
-            self._compare(catalog, draws, segments, stream)
         catalog["flags"] |= CORRELATED_NOISE * bool(padded.correlated) | NOT_CONVERGED * (not draws.converged)
-        catalog["y"] -= padded.corner[0]
-        catalog["x"] -= padded.corner[1]
+        return catalog
+
+    def _place(self, catalog: Table) -> None:
+        """Positions on the sky of sources in pixels of the core, and who is near a star."""
         for star in self._stars:
-            catalog["flags"] |= NEAR_STAR * star.near(catalog["y"], catalog["x"], scale)
+            near = star.near(catalog["y"], catalog["x"], self.padded.core.scale)
+            catalog["flags"] |= NEAR_STAR * near
         reference = self.field.reference
         place(catalog, self.field.wcs, reference, self.field.sources[reference])
-        return catalog
 
     def _compare(self, catalog: Table, draws: Draws, segments: Segments, stream: NoiseStream) -> None:
         """Flag the sources on which the other mode disagrees in an observed band, and say so in the header."""
@@ -161,18 +182,6 @@ class FieldJob:
         seen = [self.names.index(name) for name in {o.band.name for o in padded.observations}]
         catalog["flags"] |= MODES_DISAGREE * (disagreement(ours, theirs, seen) > known.threshold)
         catalog.meta.update(MODETHR=known.threshold, MODERATE=known.measured_rate, MODENSMP=known.samples[1])
-
-    @torch.no_grad()
-    def _chi2(self, draws: Draws, model: ForwardModel) -> str:
-        """χ²/N of each observed band, mean of the samples."""
-        observations = self.padded.observations
-        totals, images = np.zeros((len(observations), 2)), [o.image for o in observations]
-        for number, sample in enumerate(draws.samples):
-            left = misfits(images, model(sample[None]), [offset[number : number + 1] for offset in draws.offsets])
-            for total, o, residual in zip(totals, observations, left, strict=True):
-                total += residual_chi2(residual.cpu().numpy(), o.ivar.cpu().numpy())
-        ratios = totals[:, 0] / np.maximum(totals[:, 1], 1)
-        return ", ".join(f"{o.band.name} {r:.2f}" for o, r in zip(self.padded.observations, ratios, strict=True))
 
     def _describe(self) -> str:
         seen = [o.band.name for o in self.padded.observations]
@@ -197,3 +206,20 @@ class FieldJob:
             found, expected = (" × ".join(map(str, s)) for s in (truth.flux.shape[1:], self.field.grid.shape))
             raise InputError(f"truth: {found} pixels, but the reference has {expected} ({path})")
         return truth.flux[[bands.index(name) for name in self.names]]
+
+
+@torch.no_grad()
+def misfit(observations: Sequence[Observation], draws: Draws, model: ForwardModel) -> np.ndarray:
+    """χ² and the number of pixels, (O, 2), of each observation, summed over samples."""
+    totals, images = np.zeros((len(observations), 2)), [o.image for o in observations]
+    for number, sample in enumerate(draws.samples):
+        left = misfits(images, model(sample[None]), [offset[number : number + 1] for offset in draws.offsets])
+        for total, o, residual in zip(totals, observations, left, strict=True):
+            total += residual_chi2(residual.cpu().numpy(), o.ivar.cpu().numpy())
+    return totals
+
+
+def chi2_text(observations: Sequence[Observation], totals: np.ndarray) -> str:
+    """χ²/N of each observed band, of the sums of ``misfit``."""
+    ratios = totals[:, 0] / np.maximum(totals[:, 1], 1)
+    return ", ".join(f"{o.band.name} {r:.2f}" for o, r in zip(observations, ratios, strict=True))

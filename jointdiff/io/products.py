@@ -3,7 +3,8 @@
 Every file carries FORMAT and its provenance: how, and from which weights and seed, it was made.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from astropy.table import Table, vstack
 from astropy.wcs import WCS
 
 from jointdiff.errors import InputError
+from jointdiff.io.atomic import atomic_path
 from jointdiff.io.fits import MAX_CUBE, check_length, load_pixels, open_fits, write_fits
 from jointdiff.io.wcs import celestial_wcs
 from jointdiff.scene import Band
@@ -80,10 +82,35 @@ def write_reconstruction(
     """
     cubes = {name: _cube(array) for name, array in (("MEAN", mean), ("STD", std), ("SAMPLES", samples))}
     assert cubes["MEAN"].shape == cubes["STD"].shape == cubes["SAMPLES"].shape[1:], "mean, std and samples differ"
-    hdus = [_cube_hdu(name, cube, bands, wcs, target_fwhm) for name, cube in cubes.items()]
+    planes = {name: iter(cube.reshape(-1, *cube.shape[-2:])) for name, cube in cubes.items()}
+    stream_reconstruction(path, planes, cubes["SAMPLES"].shape, bands, wcs, target_fwhm, provenance, cards)
+
+
+def stream_reconstruction(
+    path: str | Path,
+    planes: Mapping[str, Iterator[np.ndarray]],
+    shape: Sequence[int],
+    bands: Sequence[Band],
+    wcs: WCS,
+    target_fwhm: float,
+    provenance: Mapping[str, object],
+    cards: Mapping[str, tuple[float, str]] | None = None,
+) -> None:
+    """write_reconstruction of the planes (H, W) of each HDU one after the other, of which memory holds one at a time.
+
+    shape: (S, C, H, W) of SAMPLES.
+    """
     primary = _primary(bands, target_fwhm, provenance)
     primary.header.update(cards or {})
-    write_fits(path, [primary, *hdus])
+    with atomic_path(path) as temporary:
+        primary.writeto(temporary)
+        for name, cube in planes.items():
+            size = shape if name == "SAMPLES" else shape[1:]
+            empty = np.broadcast_to(np.float32(0), size)  # for its header alone
+            header = _cube_hdu(name, empty, bands, wcs, target_fwhm).header
+            with closing(fits.StreamingHDU(str(temporary), header)) as hdu:
+                for plane in cube:
+                    hdu.write(np.asarray(plane, dtype=np.float32))
 
 
 def read_reconstruction(path: str | Path) -> Reconstruction:

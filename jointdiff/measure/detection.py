@@ -81,6 +81,14 @@ def band_weights(variance: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return weights
 
 
+def typical_noise(samples: np.ndarray, mean: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """A robust deviation (C,), nJy, of the samples (S, C, H, W) about their mean; for S = 1, of the image (C, H, W)."""
+    used = np.ones(mean.shape[-2:], dtype=bool) if weight is None else np.asarray(weight) > 0
+    cubes = np.asarray(samples, dtype=float)
+    noise = mean[None] - np.median(mean[:, used], axis=1)[:, None, None] if len(cubes) < 2 else cubes - cubes.mean(0)
+    return 1.4826 * np.array([np.median(np.abs(noise[:, band, used])) for band in range(len(mean))])
+
+
 def detection_image(
     samples: np.ndarray,
     mean: np.ndarray,
@@ -88,10 +96,12 @@ def detection_image(
     weight: np.ndarray | None = None,
     target_fwhm: float = DEFAULT_TARGET_FWHM,
     scale: float = 0.1,
+    typical: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The weighted sum of the posterior mean's bands and its noise, each (H, W), nJy per pixel.
 
-    samples: (S, C, H, W); mean: (C, H, W); names: the C bands'; weight: (H, W), zero outside the scored core.
+    samples: (S, C, H, W); mean: (C, H, W); names: the C bands'; weight: (H, W), zero outside the scored core; typical:
+    noise of the bands (C,), by default that of these images (typical_noise).
     The sum is filtered by the target PSF (FWHM and pixel ``scale`` in arcsec), the best filter for a point source in
     white noise (Bertin & Arnouts 1996). The noise is the samples' scatter about the mean after the same filter, its
     variance smoothed over a few pixels because S is small; for S = 1, the normalised median absolute deviation of the
@@ -102,9 +112,8 @@ def detection_image(
     used = np.ones(mean.shape[-2:], dtype=bool) if weight is None else np.asarray(weight) > 0
     single = len(samples) < 2
     deviations = np.asarray(samples, dtype=float) - np.asarray(samples, dtype=float).mean(0)
-    noise = mean[None] - np.median(mean[:, used], axis=1)[:, None, None] if single else deviations
-    typical = np.array([np.median(np.abs(noise[:, band, used])) for band in range(len(names))])
-    weights = band_weights((1.4826 * typical) ** 2, names)
+    typical = typical_noise(samples, mean, weight) if typical is None else typical
+    weights = band_weights(typical**2, names)
     sigma = SIGMA_PER_FWHM * target_fwhm / scale
     image = gaussian_filter(np.einsum("c,chw->hw", weights, mean, dtype=float), sigma, mode="nearest")
     if single:

@@ -106,11 +106,15 @@ def _straightened(observation: Observation, grid: Grid) -> Observation:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What was found of one field: bands, and for each the shift and its standard error (2,), arcsec (y, x)."""
+    """What was found of one field: bands, and for each the shift and its standard error (2,), arcsec (y, x).
+
+    numbers: of the observations that they are, among the field's.
+    """
 
     reference: str
     bands: tuple[str, ...]
     shifts: Shifts
+    numbers: tuple[int, ...] = ()
 
     @property
     def applied(self) -> Tensor:
@@ -118,6 +122,16 @@ class Alignment:
         agree."""
         found = self.shifts.significant[0] & self.shifts.agree[0]
         return torch.where(found.unsqueeze(-1), self.shifts.value[0], 0.0)
+
+    def apply(self, field: PaddedField) -> PaddedField:
+        """The field with the significant shifts corrected, and its observations as uncertain as they then are."""
+        observations = list(field.observations)
+        for number, shift in zip(self.numbers, self.applied, strict=True):
+            o = observations[number]
+            uncertain = PRIOR * (number != self.numbers[self.bands.index(self.reference)])
+            placed = replace(shifted(o, shift) if shift.any() else o, position_error=uncertain)
+            observations[number] = placed if self.shifts.agree[0] else replace(o, position_told=False)
+        return replace(field, observations=tuple(observations))
 
     @property
     def line(self) -> str:
@@ -146,27 +160,56 @@ class Alignment:
         return cards
 
 
-def align_field(field: PaddedField, denoiser: Denoiser) -> tuple[PaddedField, Alignment | None]:
+def align_field(
+    field: PaddedField, denoiser: Denoiser, parts: Sequence[PaddedField] | None = None
+) -> tuple[PaddedField, Alignment | None]:
     """The field with every significant shift corrected, and what was found; None where nothing can be compared.
 
     The reference, which keeps its place, is VIS, or without it what was observed on the core's own pixels. Images that
     are turned against the core by more than STRAIGHT stay where they are. Others are then uncertain by PRIOR before the
     data are seen, as the fit took them to be: its standard error is no second piece of knowledge. Where shifts do not
-    agree the data are not asked again.
+    agree the data are not asked again. parts: of a large field, each with all of its observations in their order; what
+    they say is averaged.
     """
-    seen = [o for o in field.observations if o.present.all() and _lean(o, field.grid) <= STRAIGHT]
-    own = [i for i, o in enumerate(seen) if np.allclose(o.frame.grid.matrix, field.core.matrix)]
-    vis = [i for i, o in enumerate(seen) if o.band.name == "VIS"]
-    if len(seen) < 2 or not (vis or own):
-        return field, None
-    reference = (vis or own)[0]
-    shifts = fit_shifts(seen, field.grid, denoiser, reference)
-    found = Alignment(seen[reference].band.name, tuple(o.band.name for o in seen), shifts)
-    moved = {}
-    for number, (o, shift) in enumerate(zip(seen, found.applied, strict=True)):
-        placed = replace(shifted(o, shift) if shift.any() else o, position_error=PRIOR * (number != reference))
-        moved[id(o)] = placed if shifts.agree[0] else replace(o, position_told=False)
-    return replace(field, observations=tuple(moved.get(id(o), o) for o in field.observations)), found
+    present = [i for i, o in enumerate(field.observations) if o.present.all()]
+    own = [i for i in present if np.allclose(field.observations[i].frame.grid.matrix, field.core.matrix)]
+    vis = [i for i in present if field.observations[i].band.name == "VIS"]
+    fitted = [_fit_part(part, denoiser, (vis or own)[0]) for part in parts or [field] if vis or own]
+    found = _averaged([fit for fit in fitted if fit is not None], [o.band.name for o in field.observations])
+    return (field, None) if found is None else (found.apply(field), found)
+
+
+_Fit = tuple[int, dict[int, tuple[Tensor, Tensor]]]
+"""Number of the reference, and for each observation, by its number, value and error (2,) of its shift."""
+
+
+def _fit_part(part: PaddedField, denoiser: Denoiser, reference: int) -> _Fit | None:
+    observations = part.observations
+    seen = [i for i, o in enumerate(observations) if o.present.all() and _lean(o, part.grid) <= STRAIGHT]
+    if len(seen) < 2 or reference not in seen:
+        return None
+    shifts = fit_shifts([observations[i] for i in seen], part.grid, denoiser, seen.index(reference))
+    return reference, {i: (shifts.value[0, n].cpu(), shifts.error[0, n].cpu()) for n, i in enumerate(seen)}
+
+
+def _averaged(fits: Sequence[_Fit], bands: Sequence[str]) -> Alignment | None:
+    """Weighted by their inverse variances, in which the prior counts once."""
+    if not fits:
+        return None
+    reference, numbers = fits[0][0], sorted(set().union(*(fit for _, fit in fits)))
+    values, errors = [], []
+    for number in numbers:
+        told = [fit[number] for _, fit in fits if number in fit]
+        value, error = told[0]
+        if number != reference and len(told) > 1:
+            weights = torch.stack([e**-2 for _, e in told])
+            information = weights.sum(0) - (len(told) - 1) * PRIOR**-2
+            value = (weights * torch.stack([v for v, _ in told])).sum(0) / information
+            error = information.rsqrt()
+        values.append(value)
+        errors.append(error)
+    shifts = Shifts(torch.stack(values)[None], torch.stack(errors)[None])
+    return Alignment(bands[reference], tuple(bands[n] for n in numbers), shifts, tuple(numbers))
 
 
 def _fit_scene(

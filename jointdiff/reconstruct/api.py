@@ -18,6 +18,7 @@ from jointdiff.reconstruct.richardson_lucy import ImageSpace, RichardsonLucy
 from jointdiff.reconstruct.scarlet import Scarlet
 from jointdiff.reconstruct.starlet import Starlet
 from jointdiff.reconstruct.stars import subtract_stars
+from jointdiff.reconstruct.tiles import divided, tile_size
 from jointdiff.reconstruct.wiener import BandWiener, Wiener
 from jointdiff.scene import Band, Grid, Observation
 from jointdiff.settings import Method
@@ -79,14 +80,16 @@ def reconstruct(
     mode: str = "amortized",
     align: bool = True,
     stars: bool = True,
+    tile: int = 0,
 ) -> SkySamples:
     """Sample the sharp sky of one field from its observations (B = 1).
 
     grid: pixels to reconstruct, by default those of VIS. seed, name: of the random numbers. evaluations: of the network
     per sample, at least 3. mode: how diffusion sees the data (METHOD section 7). align: correct the positions of
-    the observations by their own light; stars: subtract those that outshine the field (METHOD section 4). Given a
-    field's name and the grid of its reference, these are the samples of the reconstruct command. Raises InputError for
-    observations that do not suit the denoiser.
+    the observations by their own light; stars: subtract those that outshine the field (METHOD section 4). tile: side
+    (pixels) of the tiles that a larger field is cut into (METHOD section 13); 0 for 256, of fields above 512 × 512
+    alone. Given a field's name and the grid of its reference, these are the samples of the reconstruct command. Raises
+    InputError for observations that do not suit the denoiser.
     """
     if num_samples < 1 or evaluations < 3:
         raise InputError(f"num_samples is {num_samples} and evaluations {evaluations}: expected at least 1 and 3")
@@ -97,10 +100,16 @@ def reconstruct(
         grid = grids[0]
     reconstructor = build_reconstructor(method, denoiser, evaluations, mode)
     field = pad_field(observations, grid, denoiser)
-    check_size(field, num_samples, len(denoiser.bands), name)
+    check_size(field.grid.shape, num_samples, len(denoiser.bands), name)
     reconstructor.check(field.observations, name)
     field = subtract_stars(field, name)[0] if stars else field
-    if align:
-        field = align_field(field, denoiser)[0]
-    draws = reconstructor.sample(field.observations, field.grid, num_samples, NoiseStream(seed, name))
+    stream = NoiseStream(seed, name)
+    if size := tile_size(grid.shape, tile):
+        if not reconstructor.seamless:
+            raise InputError(f"{name}: method {method} in mode {mode} knows no tiles: give a larger tile")
+        tiling, _, amplitude, shared = divided(field, size, denoiser, align)
+        draws = tiling.sample_all(reconstructor, num_samples, stream, amplitude, shared)
+    else:
+        field = align_field(field, denoiser)[0] if align else field
+        draws = reconstructor.sample(field.observations, field.grid, num_samples, stream)
     return SkySamples(field.crop(draws.samples), field.crop(draws.mean), denoiser.bands, grid, denoiser.target_fwhm)

@@ -5,6 +5,7 @@ A Reconstructor works on a periodic grid, as simulated scenes are; field.py brin
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -18,25 +19,79 @@ from jointdiff.seeds import seed_of
 CHUNK = 16
 """Samples drawn at a time, which bounds memory."""
 
+BLOCK = 64
+"""Side (pixels) of the squares of the sky that have random numbers of their own."""
+
 
 @dataclass(frozen=True)
 class NoiseStream:
     """The random numbers of one scene: each of its samples has its own, whatever is drawn beside it.
 
-    A CPU generator a sample, keyed on (seed, scene name, sample number): batch size, order, rank and device
-    change nothing.
+    CPU generators keyed on (seed, scene name, sample number) and, for noise on pixels, on what is noisy and on the
+    pixels' place on the sky: batch size, order, rank and device change nothing, nor does how a field is cut.
     """
 
     seed: int
     name: str
 
+    def white(self, numbers: range, grid: Grid, like: Tensor, purpose: str = "sky", channels: int = 0) -> Tensor:
+        """White noise of the samples ``numbers`` on the pixels of a grid, (S, channels, H, W) or, for none, (S, H, W).
+
+        The same in each pixel on all grids that are cuts of one (Grid.lattice): drawn by squares of BLOCK pixels.
+        """
+        return torch.stack([self._white(number, grid, purpose, channels) for number in numbers]).to(like)
+
+    def data(self, numbers: range, observations: Sequence[Observation], like: Tensor) -> list[Tensor]:
+        """White noise (S, h, w) on the pixels of each observation, by its band and filter: others change nothing."""
+        labels = [f"{o.band.name} {o.band.filter}" for o in observations]
+        purposes = [f"{label} {labels[:place].count(label)}" for place, label in enumerate(labels)]
+        return [self.white(numbers, o.frame.grid, like, p) for o, p in zip(observations, purposes, strict=True)]
+
+    def _white(self, number: int, grid: Grid, purpose: str, channels: int) -> Tensor:
+        lead = (channels,) if channels else ()
+        spans = [(first // BLOCK, (first + n - 1) // BLOCK) for first, n in zip(grid.lattice, grid.shape, strict=True)]
+        rows, columns = (range(low, high + 1) for low, high in spans)
+        drawn = torch.empty(*lead, BLOCK * len(rows), BLOCK * len(columns))
+        for y in rows:
+            for x in columns:
+                key = seed_of(self.seed, number, self.name, purpose, y, x)
+                square = torch.randn(*lead, BLOCK, BLOCK, generator=torch.Generator().manual_seed(key))
+                top, left = BLOCK * (y - rows[0]), BLOCK * (x - columns[0])
+                drawn[..., top : top + BLOCK, left : left + BLOCK] = square
+        (top, left), (height, width) = (n % BLOCK for n in grid.lattice), grid.shape
+        return drawn[..., top : top + height, left : left + width]
+
     def normal(self, numbers: range, shapes: Sequence[Sequence[int]], like: Tensor) -> tuple[Tensor, ...]:
-        """White noise of the samples ``numbers``: a tensor (len(numbers), *shape) for each shape, as ``like``."""
+        """White numbers without a place on the sky: a tensor (len(numbers), *shape) for each shape, as ``like``."""
         draws = []
         for number in numbers:
             generator = torch.Generator().manual_seed(seed_of(self.seed, number, self.name))
             draws.append([torch.randn(*shape, generator=generator) for shape in shapes])
         return tuple(torch.stack(parts).to(like) for parts in zip(*draws, strict=True))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a tile has in common with the others of its field, so that they agree where they meet.
+
+    amplitude: (1,). weights: (O, 1), the inverse variance of each observation per scene pixel of the field, nJy⁻².
+    mean: (1, C, H, W), the Gaussian posterior mean on the tile's torus: of a stopped solver, which stops elsewhere on
+    other tori.
+    """
+
+    amplitude: Tensor
+    weights: Tensor
+    mean: Tensor
+
+    @property
+    def stationary(self) -> dict:
+        """As GaussianPosterior takes them."""
+        return {"amplitude": self.amplitude, "weights": list(self.weights)}
+
+    @property
+    def options(self) -> dict:
+        """As Denoiser.condition takes them: the mean as it is."""
+        return self.stationary | {"start": self.mean, "max_steps": 0}
 
 
 @dataclass(frozen=True)
@@ -65,14 +120,31 @@ class Reconstructor(ABC):
 
     denoiser: holds what all methods share: the bands, the pixel scale, the target PSF and Γ.
     method, mode, evaluations: of the network per sample; None where a method has no such thing.
+    shared: of the field that it samples a tile of; None for a whole one.
     """
 
     method: str
     mode: str | None = None
     evaluations: int | None = None
+    shared: Shared | None = None
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser
+
+    @property
+    def seamless(self) -> bool:
+        """Whether tiles of one field, sampled each by itself, meet without a seam.
+
+        They do not where samples are of images without errors drawn for them (nuisances.py), which a tile draws alone.
+        """
+        return False
+
+    def sharing(self, shared: Shared) -> "Reconstructor":
+        """The same method for the tiles of a field. The method must be seamless."""
+        assert self.seamless, f"{self.method} knows no tiles"
+        other = copy(self)
+        other.shared = shared
+        return other
 
     def provenance(self, seed: int, checkpoint: str) -> dict[str, object]:
         """What a product says of its making (io.products.PROVENANCE). checkpoint: sha256 of the weights."""

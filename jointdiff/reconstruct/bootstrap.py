@@ -39,10 +39,9 @@ class PointEstimate(Reconstructor):
     @torch.no_grad()
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
         estimate = self.estimator(observations, grid)
-        images = [o.image for o in observations]
-        mean = estimate(images)[0]
+        mean = estimate([o.image for o in observations])[0]
         samples = []
         for numbers in chunks(count, CHUNK):
-            noise = stream.normal(numbers, [image.shape[1:] for image in images], mean)
+            noise = stream.data(numbers, observations, mean)
             samples.append(estimate([o.image + o.noise(white) for o, white in zip(observations, noise, strict=True)]))
         return Draws(torch.cat(samples), mean)

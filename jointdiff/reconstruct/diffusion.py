@@ -44,6 +44,10 @@ class Diffusion(Reconstructor):
         self.mode: str = mode
         self._solver = solver
 
+    @property
+    def seamless(self) -> bool:
+        return self.mode == "amortized" and not self.denoiser.levels
+
     def check(self, observations: Sequence[Observation], label: str) -> None:
         if self.mode == "factorized":
             divided(observations, label)
@@ -57,15 +61,16 @@ class Diffusion(Reconstructor):
             whole = self.denoiser.condition(observations, grid, amplitude).posterior
         nuisances = nuisances_of(whole, uncertain)
         levels = levels_of(self._solver, posterior, self.evaluations)
-        shapes = [*[posterior.mean.shape[1:]] * fields_of(self._solver, levels), (nuisances.count,)]
+        fields, channels = fields_of(self._solver, levels), posterior.mean.shape[1]
         samples, errors, converged = [], [], True
         for numbers in chunks(count, BATCH[self.mode]):
-            *noise, white = stream.normal(numbers, shapes, posterior.mean)
+            noise = [stream.white(numbers, grid, posterior.mean, f"sky {n}", channels) for n in range(fields)]
+            (white,) = stream.normal(numbers, [(nuisances.count,)], posterior.mean)
             errors.append(nuisances.draw(white))
             if nuisances.count:
                 images, start = nuisances.corrected(errors[-1]), nuisances.sky(errors[-1])
                 posterior, residual, convergence = self._told(images, grid, amplitude, start)
-            seen = [Symmetry.numbered(number, grid.shape, self.denoiser.network.stride) for number in numbers]
+            seen = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
             samples.append(SOLVERS[self._solver](partial(residual, symmetries=seen), posterior, levels, noise))
             converged = converged and convergence.converged
         drawn = torch.cat(samples).to(amplitude)
@@ -85,5 +90,6 @@ class Diffusion(Reconstructor):
         if self.mode == "factorized":
             guided = Factorized.of(self.denoiser, observations, grid, amplitude)
             return guided.posterior, guided.residual, guided.convergence
-        conditioning = self.denoiser.condition(observations, grid, amplitude, start)
+        options = self.shared.options if self.shared else {"amplitude": amplitude, "start": start}
+        conditioning = self.denoiser.condition(observations, grid, **options)
         return conditioning.posterior, partial(self.denoiser.correction, conditioning=conditioning), Convergence()

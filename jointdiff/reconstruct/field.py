@@ -20,7 +20,7 @@ from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
 from jointdiff.forward import with_floors
 from jointdiff.reconstruct.noise import CORRELATED, noise_correlation, sky_noise
-from jointdiff.scene import Grid, Observation
+from jointdiff.scene import Frame, Grid, Observation
 
 MARGIN = 2.0
 """Width of the margin on each side, in FWHM of the widest PSF."""
@@ -67,14 +67,14 @@ class PaddedField:
         return weight
 
 
-def check_size(field: PaddedField, count: int, bands: int, label: str) -> None:
-    """Raises InputError where ``count`` samples would not fit in memory, before anything is allocated."""
-    height, width = field.grid.shape
+def check_size(shape: tuple[int, int], count: int, bands: int, label: str) -> None:
+    """Raises InputError where ``count`` samples on a torus would not fit in memory, before anything is allocated."""
+    height, width = shape
     needed = count * bands * height * width * _BYTES_PER_VALUE
     if needed > MAX_BYTES:
         raise InputError(
             f"{label}: {count} samples of {bands} bands on {height} × {width} pixels need {needed / 1e9:.1f} GB, "
-            f"at most {MAX_BYTES / 1e9:.0f} are allowed: take fewer samples, or a smaller field"
+            f"at most {MAX_BYTES / 1e9:.0f} are allowed: take fewer samples, or smaller tiles"
         )
 
 
@@ -110,9 +110,42 @@ def pad_field(
     reference = next((o.band.name for o in observations if o.frame.grid == core), "grid")
     _check_scale(core, denoiser, reference, f" ({sources[reference]})" if sources and reference in sources else "")
     kept.sort(key=lambda o: (names.index(o.band.name), o.band.filter))
-    margin = MARGIN * max(psf_fwhm(o.frame) for o in kept) / core.scale
-    grid, corner = _with_margin(core, margin, denoiser.network.stride)
+    grid, corner = _with_margin(core, margin_of(kept, core.scale), denoiser.network.stride)
     return PaddedField(tuple(kept), grid, core, corner, tuple(sorted(set(correlated), key=names.index)))
+
+
+def margin_of(observations: Sequence[Observation], scale: float) -> float:
+    """Width of the margin around what was observed, in pixels of ``scale`` arcsec."""
+    return MARGIN * max(psf_fwhm(o.frame) for o in observations) / scale
+
+
+def seen_in(
+    field: PaddedField, grid: Grid, corner: tuple[int, int], part: tuple[range, range], context: int
+) -> PaddedField:
+    """What was seen of a part of a field, and within ``context`` pixels of it, on a torus of its own.
+
+    grid: of the torus, whose first pixel is pixel ``corner`` of the field's padded grid; part: rows and columns of that
+    one. Every observation of the field is there; one without a pixel in the part is all masked.
+    """
+    spans = []
+    for span, first, side in zip(part, field.corner, field.core.shape, strict=True):
+        low = min(max(span.start - context - first, 0), side - 1)
+        spans.append((low, max(min(span.stop + context - first, side), low + 1)))
+    pads = [(-low, high - side) for (low, high), side in zip(spans, field.core.shape, strict=True)]
+    core = field.core.padded(*pads)
+    cut = tuple(_cut(o, core) or _unseen(o) for o in field.observations)
+    (top, _), (left, _) = spans
+    return PaddedField(
+        cut, grid, core, (top + field.corner[0] - corner[0], left + field.corner[1] - corner[1]), field.correlated
+    )
+
+
+def _unseen(observation: Observation) -> Observation:
+    """One masked pixel: an observation that tells nothing."""
+    h, w = observation.frame.grid.shape
+    frame = replace(observation.frame, grid=observation.frame.grid.padded((0, 1 - h), (0, 1 - w)))
+    blank = torch.zeros_like(observation.ivar[:, :1, :1])
+    return replace(observation, frame=frame, image=blank, ivar=blank, correlation=None)
 
 
 def _with_sky_noise(observation: Observation, scale: float, label: str, place: str) -> tuple[Observation, bool]:
@@ -166,21 +199,37 @@ def _check_pixels(observation: Observation, label: str, place: str) -> None:
 def _cut(observation: Observation, core: Grid) -> Observation | None:
     """The part of an observation whose pixel centres lie in the core, others at zero weight; None where none does."""
     frame = observation.frame
-    pixels = np.stack(np.meshgrid(*map(np.arange, frame.grid.shape), indexing="ij"), -1)
-    shift = np.zeros(2) if frame.shift is None else frame.shift[0].double().cpu().numpy()
-    at = core.locate(pixels @ np.asarray(frame.grid.matrix).T + frame.grid.origin + shift)
-    inside = np.logical_and(at >= -0.5, at < np.asarray(core.shape) - 0.5).all(-1)
+    inside, first = _inside(frame, core)
     if not inside.any():
         return None
-    rows, columns = np.nonzero(inside)
-    (top, bottom), (left, right) = ((int(n.min()), int(n.max()) + 1) for n in (rows, columns))
+    spans = []
+    for axis in (0, 1):
+        lines = np.flatnonzero(inside.any(1 - axis))
+        spans.append((int(lines[0]), int(lines[-1]) + 1))
+    (top, bottom), (left, right) = ((low + n, high + n) for (low, high), n in zip(spans, first, strict=True))
     height, width = frame.grid.shape
     grid = frame.grid.padded((-top, bottom - height), (-left, right - width))
     window = (..., slice(top, bottom), slice(left, right))
-    used = torch.as_tensor(inside, device=observation.ivar.device)[window]
+    used = torch.as_tensor(inside[tuple(slice(*span) for span in spans)], device=observation.ivar.device)
     ivar = torch.where(used, observation.ivar[window], 0.0)
     image = torch.where(ivar > 0, observation.image[window], 0.0)  # a masked NaN would survive a zero weight
     correlation = observation.correlation
     if correlation is not None:
         correlation = resized(correlation, frame.grid.shape, grid.shape)
     return replace(observation, frame=replace(frame, grid=grid), image=image, ivar=ivar, correlation=correlation)
+
+
+def _inside(frame: Frame, core: Grid) -> tuple[np.ndarray, tuple[int, int]]:
+    """True (h, w) where a pixel's centre lies in the core, in the only part of the image where any may; its corner."""
+    shift = np.zeros(2) if frame.shift is None else frame.shift[0].double().cpu().numpy()
+    footprint, start = core.footprint(frame.grid), core.locate(frame.grid.origin + shift)
+    corners = np.array([(i * core.shape[0] - 0.5, j * core.shape[1] - 0.5) for i in (0, 1) for j in (0, 1)])
+    reach = (corners - start) @ np.linalg.inv(footprint).T
+    low = np.clip(np.floor(reach.min(0)).astype(int) - 1, 0, frame.grid.shape)
+    high = np.clip(np.ceil(reach.max(0)).astype(int) + 2, low, frame.grid.shape)
+    rows, columns = (np.arange(a, b) for a, b in zip(low, high, strict=True))
+    inside = np.ones((len(rows), len(columns)), dtype=bool)
+    for steps, first, side in zip(footprint, start, core.shape, strict=True):
+        at = (first + steps[0] * rows)[:, None] + steps[1] * columns
+        inside &= (at >= -0.5) & (at < side - 0.5)
+    return inside, (int(low[0]), int(low[1]))

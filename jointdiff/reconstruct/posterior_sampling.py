@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -66,15 +67,15 @@ class PosteriorSampling(Reconstructor):
         shape = guided.prior.mean.shape[1:]
         samples = []
         for numbers in chunks(count, BATCH):
-            seen = [Symmetry.numbered(number, grid.shape, self.denoiser.network.stride) for number in numbers]
-            first, white = stream.normal(numbers, [shape, shape], guided.prior.mean)
+            seen = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
+            draw = partial(stream.white, numbers, grid, guided.prior.mean, channels=shape[0])
+            first, white = draw("prior"), draw("sky 0")
             marginal = guided.prior.marginal()
             x = marginal.mean + marginal.colour(first) + column(top) * white
             for step, (sigma, following) in enumerate(pairwise([*levels, torch.zeros_like(low)])):
                 rho = column((following / sigma).square())
                 led = self.led(guided, x, sigma, rho, seen)
-                (white,) = NoiseStream(stream.seed, f"{stream.name}/step {step}").normal(numbers, [shape], x)
-                x = led + rho * (x - led) + (1 - rho).sqrt() * column(following) * white
+                x = led + rho * (x - led) + (1 - rho).sqrt() * column(following) * draw(f"step {step}")
             samples.append(x)
         drawn = torch.cat(samples).to(observations[0].image.dtype)
         return Draws(drawn, drawn.mean(0), guided.convergence.converged)

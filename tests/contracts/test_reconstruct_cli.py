@@ -50,7 +50,9 @@ def plant(scene: Path, counts: float, y: int = 22, x: int = 18) -> None:
     path = scene.parent / "VIS.fits"
     pixels, header = fits.getdata(path, header=True)
     psf = fits.getdata(scene.parent / "VIS_psf.fits")
-    pixels[y - 10 : y + 11, x - 10 : x + 11] += counts * psf
+    stamp = np.zeros((n := pixels.shape[0] + 20, n))
+    stamp[y : y + 21, x : x + 21] = counts * psf  # which may reach beyond the image
+    pixels += stamp[10:-10, 10:-10]
     fits.writeto(path, pixels, header, overwrite=True)
 
 

@@ -120,6 +120,21 @@ def test_noise_differs_between_seeds_names_and_samples():
     assert torch.equal(late, draws[7:9])
 
 
+def test_noise_belongs_to_pixels_of_the_sky():
+    """Cuts of one grid share it, across the borders of the squares that it is drawn by; other things have their own."""
+    stream, like, whole = NoiseStream(3, "a"), torch.zeros(0), Grid.centred((150, 90), 0.1, angle=0.3)
+    drawn = stream.white(range(2), whole, like, channels=3)
+    assert drawn.shape == (2, 3, 150, 90)
+    assert drawn.var() == pytest.approx(1, abs=5 * (2 / drawn.numel()) ** 0.5)
+    cut = stream.white(range(1, 2), whole.padded((-61, -50), (-7, -3)), like, channels=3)
+    assert torch.equal(cut, drawn[1:, :, 61:100, 7:87])
+    wider = stream.white(range(2), whole.padded((70, 1), (0, 200)), like, channels=3)
+    assert torch.equal(wider[..., 70:220, :90], drawn)
+    assert len(wider.unique()) > 0.99 * wider.numel()  # float32 has few enough values for some to meet
+    first, again, other = stream.data(range(1), [_blank(BANDS[n], whole, 0.3, 1.0) for n in (0, 0, 1)], like)
+    assert not any(torch.equal(a, b) for a, b in ((first, again), (first, other), (again, other)))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_order_of_observations_changes_nothing(method):
     core = Grid.centred((20, 20), 0.1)
