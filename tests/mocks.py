@@ -16,7 +16,11 @@ BANDS = (Band("VIS", "VIS"), *(Band(name, f"hsc-{name}") for name in "grizy"))
 LSST = tuple(GEOMETRIES["lsst"].seen(band) for band in BANDS)[1:]
 PIXEL, PSF_FWHM, TARGET_FWHM = 0.05, 0.1, 0.2
 
-STEADY = Conditions(0.0, 0.0, 0.0, 0.0, 0.0, (0.0, 0.0), 0.0, 0.0, 0.0, 0.0)
+STEADY = Conditions(
+    **dict.fromkeys(("seeing", "depth", "ellipticity", "wing", "margin"), 0.0),
+    **dict.fromkeys(("drop_band", "drop_ground", "drop_vis", "drop_all"), 0.0),
+    margin_width=(0.0, 0.0),
+)
 """Conditions that do not vary, with everything observed."""
 
 
