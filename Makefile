@@ -28,7 +28,7 @@ demo: $(READY)
 	$(BIN)/python scripts/evaluate.py --config $(CONFIG) --run $(RUN)
 
 test: $(TOOLS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(TOOLS)
 	$(BIN)/ruff check .

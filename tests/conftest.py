@@ -9,6 +9,13 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
+def pytest_configure() -> None:
+    """Parallel workers share the cores: threads of one that waits for a core would spin, and keep it from the other."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository."""
