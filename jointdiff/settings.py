@@ -200,8 +200,8 @@ class TrainingConfig:
     gradient_clip: float = 0.5
     checkpoint_every: int = 450
     validate_every: int = 1350
-    validation_scenes: int = 12
-    validation_cut_scenes: int = 6
+    validation_scenes: int = 8
+    validation_cut_scenes: int = 4
     validation_samples: int = 8
     log_every: int = 20
     mixed_precision: Precision = "auto"
