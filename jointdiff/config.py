@@ -263,6 +263,7 @@ def _calibrate(config: Config, device=None):
 def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
     from jointdiff.evaluate.exports import Extras, export
+    from jointdiff.evaluate.field import Treatment
     from jointdiff.evaluate.mosaic import Workers, job_of
     from jointdiff.io.products import merge_catalogs
     from jointdiff.io.scene_files import read_fields
@@ -280,8 +281,9 @@ def reconstruct(config: ReconstructConfig) -> None:
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
     extras = Extras(config.aliases, config.ecsv, config.morphology)
     calibration = _calibration_for(config, folder, own)
-    given = (reconstructor, config.num_samples, config.align, calibration, check, extras, config.stars)
-    jobs = [job_of(field, given, config.tile, workers) for field in read_fields(config.scene)]
+    treatment = Treatment(config.align, calibration, check, extras, config.stars)
+    given = (reconstructor, config.num_samples, treatment, config.tile, workers)
+    jobs = [job_of(field, *given) for field in read_fields(config.scene)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs if job is not None]
     if not workers.first:
         return

@@ -1,5 +1,6 @@
 """One real or simulated field from its scene file to reconstruction.fits, catalog.fits and figure.png."""
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,37 +40,40 @@ from jointdiff.reconstruct.stars import subtract_stars
 from jointdiff.scene import Observation
 
 
+@dataclasses.dataclass(frozen=True)
+class Treatment:
+    """How fields are reconstructed and measured.
+
+    align: correct the positions of the observations by their own light, before they are sampled. calibration: of the
+    reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration says; None for no
+    check. extras: what the catalog holds on request. stars: subtract those that outshine the field.
+    """
+
+    align: bool = True
+    calibration: Calibration | None = None
+    check: Reconstructor | None = None
+    extras: Extras = dataclasses.field(default_factory=Extras)
+    stars: bool = True
+
+
 class FieldJob:
     """A field that is ready to be reconstructed: everything that can be wrong with it was checked.
 
-    align: correct the positions of its observations by their own light, before they are sampled. calibration: of the
-    reconstructor's errors. check: the other mode, whose disagreement is flagged as the calibration says; None for no
-    check. extras: what the catalog holds on request. stars: subtract those that outshine it.
-    Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other pixels.
+    count: samples. Raises InputError for a field that does not suit the denoiser, is too large, or has a truth of other
+    pixels.
     """
 
-    def __init__(
-        self,
-        field: Field,
-        reconstructor: Reconstructor,
-        count: int,
-        align: bool = True,
-        calibration: Calibration | None = None,
-        check: Reconstructor | None = None,
-        extras: Extras | None = None,
-        stars: bool = True,
-    ):
-        self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, align
-        self._calibration, self._check = calibration, check
-        self._extras = extras or Extras()
+    def __init__(self, field: Field, reconstructor: Reconstructor, count: int, treatment: Treatment):
+        self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, treatment.align
+        self._calibration, self._check, self._extras = treatment.calibration, treatment.check, treatment.extras
         if self._extras.morphology:
             require_statmorph(f"morphology is {self._extras.morphology}")
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
         self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
-        self.padded, self._stars = subtract_stars(self.padded, field.name) if stars else (self.padded, ())
+        self.padded, self._stars = subtract_stars(self.padded, field.name) if treatment.stars else (self.padded, ())
         self._check_size(f"{field.name} ({field.path})")
-        for method in (reconstructor, check):
+        for method in (reconstructor, self._check):
             if method is not None:
                 method.check(self.padded.observations, f"{field.name} ({field.path})")
         self.truth = self._read_truth()
@@ -93,9 +97,7 @@ class FieldJob:
         denoiser = self._reconstructor.denoiser
         layout = (denoiser.bands, field.wcs, denoiser.target_fwhm)
         write_reconstruction(folder / "reconstruction.fits", mean, std, samples, *layout, provenance, cards)
-        if self._extras.aliases != "none":
-            add_aliases(catalog, denoiser.bands, self._extras.aliases)
-        export(folder, catalog, provenance, self._extras.ecsv)
+        self._export(folder, catalog, provenance)
         seen = [o.band.name for o in padded.observations]
         write_picture(folder, self.names, seen, mean.numpy(), padded.core.scale)
         figure = scene_figure(
@@ -112,6 +114,11 @@ class FieldJob:
         chi2 = chi2_text(padded.observations, misfit(padded.observations, draws, model))
         self._tell(len(catalog), seconds, chi2, folder)
         return catalog
+
+    def _export(self, folder: Path, catalog: Table, provenance: Mapping[str, object]) -> None:
+        if self._extras.aliases != "none":
+            add_aliases(catalog, self._reconstructor.denoiser.bands, self._extras.aliases)
+        export(folder, catalog, provenance, self._extras.ecsv)
 
     def _tell(self, sources: int, seconds: float, chi2: str, folder: Path) -> None:
         print(

@@ -13,14 +13,12 @@ from astropy.table import Table
 from scipy.ndimage import find_objects
 
 from jointdiff.errors import InputError
-from jointdiff.evaluate.exports import Extras, export, write_picture
-from jointdiff.evaluate.field import FieldJob, chi2_text, misfit
+from jointdiff.evaluate.exports import write_picture
+from jointdiff.evaluate.field import FieldJob, Treatment, chi2_text, misfit
 from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
 from jointdiff.io.products import merge_catalogs, stream_reconstruction
 from jointdiff.io.scene_files import Field
-from jointdiff.measure.aliases import add_aliases
 from jointdiff.measure.catalog import MeasureSettings
-from jointdiff.measure.conformal import Calibration
 from jointdiff.measure.detection import Segments, detect, detection_image, typical_noise
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import check_size, seen_in
@@ -71,23 +69,23 @@ class MosaicJob(FieldJob):
         field: Field,
         reconstructor: Reconstructor,
         count: int,
-        align: bool = True,
-        calibration: Calibration | None = None,
-        check: Reconstructor | None = None,
-        extras: Extras | None = None,
-        stars: bool = True,
+        treatment: Treatment,
         size: int = 256,
         workers: Workers | None = None,
     ):
         self._size, self._workers = size, workers or Workers()
-        if check is not None or not reconstructor.seamless:
-            how = "mode both" if check else f"method {reconstructor.method} (mode {reconstructor.mode or 'none'})"
+        if (check := treatment.check) is not None or not reconstructor.seamless:
+            how = (
+                "mode both"
+                if treatment.check
+                else f"method {reconstructor.method} (mode {reconstructor.mode or 'none'})"
+            )
             shape = " × ".join(map(str, field.grid.shape))
             raise InputError(
                 f"{field.name}: {how} knows no tiles, and {shape} pixels are above those sampled whole: take method "
                 f"wiener, or diffusion in mode amortized; or a larger --tile ({field.path})"
             )
-        super().__init__(field, reconstructor, count, align, calibration, extras=extras, stars=stars)
+        super().__init__(field, reconstructor, count, treatment)
 
     @property
     def _tiling(self) -> Tiling:
@@ -236,9 +234,7 @@ class MosaicJob(FieldJob):
         shape = (self._count, len(self.names), *field.core.shape)
         layout = (denoiser.bands, self.field.wcs, denoiser.target_fwhm)
         stream_reconstruction(folder / "reconstruction.fits", planes, shape, *layout, provenance, cards)
-        if self._extras.aliases != "none":
-            add_aliases(catalog, denoiser.bands, self._extras.aliases)
-        export(folder, catalog, provenance, self._extras.ecsv)
+        self._export(folder, catalog, provenance)
         self._draw_middle(store, folder)
 
     def _draw_middle(self, store: TileStore, folder: Path) -> None:
@@ -269,15 +265,17 @@ class MosaicJob(FieldJob):
         write_picture(folder, self.names, bands, cut(mean).numpy(), field.core.scale)
 
 
-def job_of(field: Field, given: tuple, tile: int, workers: Workers) -> FieldJob | None:
+def job_of(
+    field: Field, reconstructor: Reconstructor, count: int, treatment: Treatment, tile: int, workers: Workers
+) -> FieldJob | None:
     """The job of a field, in tiles where it is too large for one piece; None where that is the first worker's alone.
 
-    given: as FieldJob takes them. tile: side asked for, or 0.
+    tile: side asked for, or 0.
     """
     size = tile_size(field.grid.shape, tile)
     if size:
-        return MosaicJob(field, *given, size=size, workers=workers)  # type: ignore[misc]  # the tuple ends before size
-    return FieldJob(field, *given) if workers.first else None
+        return MosaicJob(field, reconstructor, count, treatment, size, workers)
+    return FieldJob(field, reconstructor, count, treatment) if workers.first else None
 
 
 def _centred(segments: Segments, tile: Tile) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from astropy.io import fits
 
 from jointdiff import cli
-from jointdiff.evaluate.field import FieldJob
+from jointdiff.evaluate.field import FieldJob, Treatment
 from jointdiff.evaluate.mosaic import MosaicJob, Workers
 from jointdiff.io.products import read_catalog, read_reconstruction
 from jointdiff.io.scene_files import read_field
@@ -116,7 +116,7 @@ def test_sources_are_measured_on_tiles_as_on_the_field(scene, model, tmp_path, m
     monkeypatch.setattr(TileStore, "remove", lambda self: store.append(self))
     assert cli.main(tiled(scene, model, tmp_path / "tiles", "--method", "wiener")) == 0
     replay, field = Replayed(load_denoiser(model), store[0]), read_field(scene)
-    one = FieldJob(field, replay, 3, align=False, stars=False).run(tmp_path / "one", 0, {})
+    one = FieldJob(field, replay, 3, Treatment(align=False, stars=False)).run(tmp_path / "one", 0, {})
     cut = read_catalog(tmp_path / "tiles" / "good" / "catalog.fits")
     assert one is not None and len(one) == len(cut) >= 3
     assert list(one["object_id"]) == list(cut["object_id"])
@@ -202,9 +202,8 @@ def test_processes_share_the_tiles(scene, model, tmp_path, monkeypatch):
 
     def work(index: int) -> None:
         workers = Workers(index, 2, lambda: barrier.wait() and None)
-        job = MosaicJob(
-            field, build_reconstructor("diffusion", denoiser, 4), 3, False, stars=False, size=38, workers=workers
-        )
+        treatment = Treatment(align=False, stars=False)
+        job = MosaicJob(field, build_reconstructor("diffusion", denoiser, 4), 3, treatment, 38, workers)
         catalogs[index] = job.run(tmp_path / "two" / "good", 0, provenance)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
