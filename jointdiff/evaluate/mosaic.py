@@ -75,11 +75,7 @@ class MosaicJob(FieldJob):
     ):
         self._size, self._workers = size, workers or Workers()
         if (check := treatment.check) is not None or not reconstructor.seamless:
-            how = (
-                "mode both"
-                if treatment.check
-                else f"method {reconstructor.method} (mode {reconstructor.mode or 'none'})"
-            )
+            how = "mode both" if check else f"method {reconstructor.method} (mode {reconstructor.mode or 'none'})"
             shape = " × ".join(map(str, field.grid.shape))
             raise InputError(
                 f"{field.name}: {how} knows no tiles, and {shape} pixels are above those sampled whole: take method "
