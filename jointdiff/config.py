@@ -28,6 +28,7 @@ class ReconstructConfig:
         seed: Seed of the samples.
         align: Correct the positions of the images against the reference by their own light; true or false.
         stars: Subtract a star that outshines all else, and mask what that leaves; false keeps it as a source.
+        guard: Let the Gaussian posterior stand in where the network contradicts the data; false takes it at its word.
         aliases: Columns of the catalog again under the names of Euclid's MER catalogue, or of Rubin's.
         ecsv: Write every catalog as ECSV (text), too; true or false.
         morphology: Samples that statmorph measures Sérsic index, C, A, Gini and M20 on; 0 for none.
@@ -44,6 +45,7 @@ class ReconstructConfig:
     seed: int = 0
     align: bool = True
     stars: bool = True
+    guard: bool = True
     aliases: Literal["none", "mer", "lsst"] = "none"
     ecsv: bool = False
     morphology: int = 0
@@ -275,7 +277,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     folder, workers = checkpoint_folder(config.checkpoint), Workers.launched(PATIENCE)
     denoiser, both = load_denoiser(folder, workers.device), config.mode == "both"
     own = "amortized" if both else config.mode
-    reconstructor = build_reconstructor(config.method, denoiser, config.evaluations, own)
+    reconstructor = build_reconstructor(config.method, denoiser, config.evaluations, own, config.guard)
     check = build_reconstructor(config.method, denoiser, config.evaluations, "factorized") if both else None
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.

@@ -195,8 +195,11 @@ class ForwardModel:
     def coverage(self, observations: Sequence[Observation]) -> Tensor:
         """Σ_o c_ob² T_oᵀ w_o T_o 1, (B, C, H, W), for A_o = T_o c_oᵀ and depths w_o: where each band was seen."""
         flat = [transfer[:, :1, :1].real for transfer in self.transfers]  # T 1, a constant
-        weighed = [o.depth * level for o, level in zip(observations, flat, strict=True)]
-        return self._back(weighed, self.responses.square())
+        return self.spread([o.depth * level for o, level in zip(observations, flat, strict=True)])
+
+    def spread(self, images: Sequence[Tensor]) -> Tensor:
+        """Σ_o c_ob² T_oᵀ y_o, (B, C, H, W), for A_o = T_o c_oᵀ: images (B, h, w) brought to the scene, band by band."""
+        return self._back(images, self.responses.square())
 
     def _back(self, images: Sequence[Tensor], responses: Tensor) -> Tensor:
         spectrum = None

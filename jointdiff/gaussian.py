@@ -254,7 +254,7 @@ class GaussianPosterior:
         self.covariance = torch.cholesky_inverse(self.lower)  # S: a product is several times faster than a solution
 
         start = self._covariance(even_data) if start is None else start
-        self._tolerance, self._max_steps = tolerance, max_steps
+        self._max_steps, self._stop = max_steps, (tolerance, max_steps)
         self.mean = self._solve(self.weighted_data, start)
         self._precision_mean = apply(self.precision, spectrum(self.mean))  # P̄ μ₀
 
@@ -274,8 +274,8 @@ class GaussianPosterior:
         start, tolerance = self._covariance(rhs), error / rhs[0].numel() ** 0.5
         return conjugate_gradient(self._operator, self._covariance, rhs, start, tolerance, self._max_steps)
 
-    def _solve(self, rhs: Tensor, start: Tensor) -> Tensor:
-        return conjugate_gradient(self._operator, self._covariance, rhs, start, self._tolerance, self._max_steps)
+    def _solve(self, rhs: Tensor, start: Tensor, stop: tuple[float, int] | None = None) -> Tensor:
+        return conjugate_gradient(self._operator, self._covariance, rhs, start, *(stop or self._stop))
 
     def _covariance(self, x: Tensor) -> Tensor:
         return field(apply(self.covariance, spectrum(x)), self.grid)
@@ -292,16 +292,16 @@ class GaussianPosterior:
         mean = solve(lower, self._precision_mean + inverse * spectrum(x_t))
         return Conditional(field(mean, self.grid), lower, self.grid)
 
-    def perturbed(self, scene: Tensor, data: Sequence[Tensor]) -> Tensor:
-        """Exact posterior samples (S, C, H, W), for one scene (B = 1), whatever the masks and weights.
+    def perturbed(self, scene: Tensor, data: Sequence[Tensor], stop: tuple[float, int] | None = None) -> Tensor:
+        """Exact posterior samples (S, C, H, W), for one scene (B = 1, or S images of it), whatever the masks.
 
-        From white noise in the scene (S, C, H, W) and in each image (S, h, w): with ξ of covariance P, the solution of
-        P x = Aᵀ N⁻¹ y + ξ is a sample (Papandreou & Yuille 2010, NIPS 23).
+        From white noise in the scene (S, C, H, W) and each image (S, h, w); stop: other tolerance and steps than μ₀'s.
+        With ξ of covariance P, the solution of P x = Aᵀ N⁻¹ y + ξ is one (Papandreou & Yuille 2010, NIPS 23).
         """
         weighted = [o.weighed_noise(white) for o, white in zip(self.observations, data, strict=True)]
         prior = field(apply(torch.linalg.cholesky(self.prior_precision), spectrum(scene)), self.grid)
         xi = self.model.adjoint(weighted) + prior
-        return self._solve(self.weighted_data + xi, self.mean + self._covariance(xi))
+        return self._solve(self.weighted_data + xi, self.mean + self._covariance(xi), stop)
 
     def residual(self, mean: Tensor) -> Tensor:
         """Aᵀ N⁻¹ y − P x (B, C, H, W) of the exact precision: zero at the exact mean."""

@@ -19,6 +19,7 @@ from jointdiff.io.scene_files import Field
 from jointdiff.measure.aliases import add_aliases
 from jointdiff.measure.catalog import (
     CORRELATED_NOISE,
+    GAUSSIAN,
     MODES_DISAGREE,
     NEAR_STAR,
     NOT_CONVERGED,
@@ -38,6 +39,9 @@ from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, misfit
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
 from jointdiff.reconstruct.stars import subtract_stars
 from jointdiff.scene import Observation
+
+REPLACED = 0.1
+"""Share of the samples that the Gaussian posterior stands in for, somewhere in a source, from which it is flagged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +116,7 @@ class FieldJob:
         )
         save_figure(figure, folder / "figure.png")
         chi2 = chi2_text(padded.observations, misfit(padded.observations, draws, model))
-        self._tell(len(catalog), seconds, chi2, folder)
+        self._tell(catalog, seconds, chi2, folder)
         return catalog
 
     def _export(self, folder: Path, catalog: Table, provenance: Mapping[str, object]) -> None:
@@ -120,10 +124,13 @@ class FieldJob:
             add_aliases(catalog, self._reconstructor.denoiser.bands, self._extras.aliases)
         export(folder, catalog, provenance, self._extras.ecsv)
 
-    def _tell(self, sources: int, seconds: float, chi2: str, folder: Path) -> None:
+    def _tell(self, catalog: Table, seconds: float, chi2: str, folder: Path) -> None:
+        if touched := int((catalog["flags"] & GAUSSIAN > 0).sum()):
+            told = "are the Gaussian posterior's, for the network contradicted the data there"
+            print(f"{self.field.name}: {touched} of {len(catalog)} sources {told} (flag {GAUSSIAN})", flush=True)
         print(
-            f"{self.field.name}: {self._count} samples in {seconds:.1f} s; {sources} sources; residual χ²/N of the "
-            f"samples {chi2}; wrote {folder}/",
+            f"{self.field.name}: {self._count} samples in {seconds:.1f} s; {len(catalog)} sources; residual χ²/N of "
+            f"the samples {chi2}; wrote {folder}/",
             flush=True,
         )
 
@@ -167,6 +174,9 @@ class FieldJob:
             target_fwhm=fwhm,
             calibration=self._calibration,
         )
+        if draws.replaced is not None:
+            touched = segments.labels[draws.replaced.cpu().numpy() > REPLACED]
+            catalog["flags"] |= GAUSSIAN * np.isin(np.arange(1, len(segments) + 1), touched)
         catalog["flags"] |= CORRELATED_NOISE * bool(padded.correlated) | NOT_CONVERGED * (not draws.converged)
         return catalog
 

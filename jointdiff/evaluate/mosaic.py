@@ -22,7 +22,7 @@ from jointdiff.measure.catalog import MeasureSettings
 from jointdiff.measure.detection import Segments, detect, detection_image, typical_noise
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import check_size, seen_in
-from jointdiff.reconstruct.store import CUBES, Note, TileStore, key_of
+from jointdiff.reconstruct.store import CUBES, REPLACED, Note, TileStore, key_of
 from jointdiff.reconstruct.tiles import BLEND, CONTEXT, Tile, Tiling, View, divided, tile_size
 
 _REACH = 24
@@ -95,7 +95,7 @@ class MosaicJob(FieldJob):
         start, tiling = time.perf_counter(), self._tiling
         self._say(f"{self._describe()}, in {len(tiling)} tiles seen on {' × '.join(map(str, tiling.shape))} each")
         settings = dict(provenance) | {"samples": self._count, "align": self._align, "name": self.field.name}
-        settings["stars"] = repr(self._stars)
+        settings |= {"stars": repr(self._stars), "guard": self._reconstructor.guard}
         settings |= {"tile": self._size, "context": CONTEXT, "blend": BLEND, "mean": "blended"}
         settings["precision"] = str(self._reconstructor.denoiser.network_dtype)
         key = key_of(self.field.observations, self.field.grid, settings)
@@ -109,7 +109,7 @@ class MosaicJob(FieldJob):
         catalog.meta.update({name: value for name, (value, _) in cards.items()})
         self._write(store, folder, catalog, provenance, cards)
         store.remove()
-        self._tell(len(catalog), seconds, chi2, folder)
+        self._tell(catalog, seconds, chi2, folder)
         return catalog
 
     def _say(self, text: str) -> None:
@@ -163,7 +163,8 @@ class MosaicJob(FieldJob):
                 here, known = _crop(segments, view.torus)
                 denoiser = self._reconstructor.denoiser
                 model = denoiser.forward_model(view.field.observations, view.field.grid)
-                table = self._measure(view.field, Draws(samples, mean, store.converged), model, here)
+                draws = Draws(samples, mean, store.converged, replaced=store.read(REPLACED, view.torus))
+                table = self._measure(view.field, draws, model, here)
                 table["y"] += view.corner[0] - self.padded.corner[0]
                 table["x"] += view.corner[1] - self.padded.corner[1]
                 chosen = np.flatnonzero(np.isin(known, own))

@@ -30,10 +30,11 @@ FLAGS = {
     64: "ground data were in part taken in with the covariance of the prior, for the network's did not converge",
     128: "near a star that outshone the field, was subtracted and is masked",
     256: "the amortized and the factorized mode disagree by more than MODETHR: not what the network was trained on",
+    512: "the network contradicted the data here: in a tenth of the samples or more, the Gaussian posterior stands in",
 }
 """The bits of the column ``flags``."""
 
-CORRELATED_NOISE, NOT_CONVERGED, NEAR_STAR, MODES_DISAGREE = 32, 64, 128, 256
+CORRELATED_NOISE, NOT_CONVERGED, NEAR_STAR, MODES_DISAGREE, GAUSSIAN = 32, 64, 128, 256, 512
 """The bits that whoever has seen a field's observations, or drawn its samples, sets."""
 
 

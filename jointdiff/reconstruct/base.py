@@ -99,13 +99,15 @@ class Draws:
     """What a method says about one sky: samples (S, C, H, W) and posterior mean (C, H, W), nJy per pixel.
 
     converged: whether every linear system on the way was solved to its tolerance. offsets: what each sample takes each
-    image to be off by, (S, h, w) in nJy per pixel; none where images are taken as they are.
+    image to be off by, (S, h, w) in nJy per pixel; none where images are taken as they are. replaced: (H, W), share
+    of the samples for which the Gaussian posterior stands in (guard.py); None where nobody looked.
     """
 
     samples: Tensor
     mean: Tensor
     converged: bool = True
     offsets: Sequence[Tensor] = ()
+    replaced: Tensor | None = None
 
 
 def misfits(images: Sequence[Tensor], models: Sequence[Tensor], offsets: Sequence[Tensor]) -> list[Tensor]:
@@ -120,13 +122,15 @@ class Reconstructor(ABC):
 
     denoiser: holds what all methods share: the bands, the pixel scale, the target PSF and Γ.
     method, mode, evaluations: of the network per sample; None where a method has no such thing.
-    shared: of the field that it samples a tile of; None for a whole one.
+    shared: of the field that it samples a tile of; None for a whole one. guard: whether the Gaussian posterior stands
+    in where a sample contradicts the data (guard.py).
     """
 
     method: str
     mode: str | None = None
     evaluations: int | None = None
     shared: Shared | None = None
+    guard: bool = False
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser

@@ -15,6 +15,8 @@ from jointdiff.diffusion.symmetry import Symmetry
 from jointdiff.gaussian import GaussianPosterior
 from jointdiff.nuisances import nuisances_of
 from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
+from jointdiff.reconstruct.guard import guarded
+from jointdiff.reconstruct.wiener import stop_of
 from jointdiff.scene import Grid, Observation
 
 BATCH = {"amortized": CHUNK, "factorized": 4}
@@ -28,12 +30,20 @@ class Diffusion(Reconstructor):
     draws for them (nuisances.py); their mean is the posterior mean.
 
     evaluations: of the network per sample, at least 3. solver: one of SOLVERS. mode: one of MODES; ``factorized`` takes
-    derivatives of the network, which then computes in float32, and raises InputError for a sky without VIS.
+    derivatives of the network, which then computes in float32, and raises InputError for a sky without VIS. guard:
+    let the Gaussian posterior speak where a sample contradicts the data (guard.py).
     """
 
     method = "diffusion"
 
-    def __init__(self, denoiser: Denoiser, evaluations: int = 8, solver: str = DEFAULT, mode: str = "amortized"):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        evaluations: int = 8,
+        solver: str = DEFAULT,
+        mode: str = "amortized",
+        guard: bool = True,
+    ):
         if mode == "factorized":
             denoiser = copy(denoiser)  # the weights are the caller's, the precision is not
             denoiser.network_dtype = None
@@ -42,7 +52,7 @@ class Diffusion(Reconstructor):
         assert mode in MODES, f"{mode}: expected one of {', '.join(MODES)}"
         self.evaluations: int = evaluations
         self.mode: str = mode
-        self._solver = solver
+        self._solver, self.guard = solver, guard
 
     @property
     def seamless(self) -> bool:
@@ -62,7 +72,7 @@ class Diffusion(Reconstructor):
         nuisances = nuisances_of(whole, uncertain)
         levels = levels_of(self._solver, posterior, self.evaluations)
         fields, channels = fields_of(self._solver, levels), posterior.mean.shape[1]
-        samples, errors, converged = [], [], True
+        samples, shares, errors, converged = [], [], [], True
         for numbers in chunks(count, BATCH[self.mode]):
             noise = [stream.white(numbers, grid, posterior.mean, f"sky {n}", channels) for n in range(fields)]
             (white,) = stream.normal(numbers, [(nuisances.count,)], posterior.mean)
@@ -71,13 +81,23 @@ class Diffusion(Reconstructor):
                 images, start = nuisances.corrected(errors[-1]), nuisances.sky(errors[-1])
                 posterior, residual, convergence = self._told(images, grid, amplitude, start)
             seen = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
-            samples.append(SOLVERS[self._solver](partial(residual, symmetries=seen), posterior, levels, noise))
+            drawn = SOLVERS[self._solver](partial(residual, symmetries=seen), posterior, levels, noise)
+            if self.guard:
+                drawn, share = guarded(drawn, posterior, partial(self._gaussian, posterior, numbers, noise[0], stream))
+                shares.append(share)
+            samples.append(drawn)
             converged = converged and convergence.converged
         drawn = torch.cat(samples).to(amplitude)
         if not converged:
             text = "the ground data were in part taken in with the covariance of Γ, for the network's did not converge"
             warnings.warn(f"{stream.name}: {text}", stacklevel=2)
-        return Draws(drawn, drawn.mean(0), converged, nuisances.offsets(torch.cat(errors)))
+        replaced = torch.cat(shares).mean((0, 1)) if shares else None
+        return Draws(drawn, drawn.mean(0), converged, nuisances.offsets(torch.cat(errors)), replaced)
+
+    def _gaussian(self, posterior: GaussianPosterior, numbers: range, scene: Tensor, stream: NoiseStream) -> Tensor:
+        """Exact samples of the Gaussian posterior, (S, C, H, W); scene: white noise of the samples ``numbers``."""
+        data = stream.data(numbers, posterior.observations, posterior.mean)
+        return posterior.perturbed(scene, data, stop_of(self.shared))
 
     def _told(
         self,

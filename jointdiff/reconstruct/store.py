@@ -24,9 +24,12 @@ from jointdiff.reconstruct.tiles import Tile, Tiling
 from jointdiff.scene import Grid, Observation
 
 CUBES = ("mean", "std", "samples")
-"""What is kept of a field: (C, H, W) twice, and (S, C, H, W)."""
+"""What a field is published as: (C, H, W) twice, and (S, C, H, W)."""
 
-FORMAT = "1"
+REPLACED = "replaced"
+"""What is kept beside it, (H, W): as Draws has it, 0 where nobody looked."""
+
+FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class TileStore:
     def write(self, tile: Tile, draws: Draws) -> None:
         """Keep what was drawn of a tile, as float32."""
         samples = draws.samples.cpu().float()
-        cubes = {"mean": draws.mean.cpu().float(), "std": samples.std(0), "samples": samples}
+        replaced = torch.zeros(tile.shape) if draws.replaced is None else draws.replaced.cpu().float()
+        cubes = {"mean": draws.mean.cpu().float(), "std": samples.std(0), "samples": samples, REPLACED: replaced}
         self._save(tile.name, cubes, converged=str(draws.converged))
 
     def note(self) -> Note | None:
@@ -126,7 +130,7 @@ class TileStore:
         return True
 
     def read(self, cube: str, part: Tile) -> Tensor:
-        """One of CUBES on a part of the padded grid, (…, h, w), on the CPU; 0 beyond the grid."""
+        """One of CUBES, or REPLACED, on a part of the padded grid, (…, h, w), on the CPU; 0 beyond the grid."""
         out: Tensor | None = None
         for tile in self._tiling.tiles:
             rows, columns = (

@@ -183,7 +183,9 @@ class Tiling:
         own = padded_crop(mean, view.torus).to(self.weights)
         shared = Shared(amplitude.to(self.weights), self.weights, own)
         draws = method.sharing(shared).sample(view.field.observations, view.field.grid, count, stream)
-        return Draws(tile.crop(draws.samples, *view.corner), tile.crop(draws.mean, *view.corner), draws.converged)
+        samples, mean = (tile.crop(images, *view.corner) for images in (draws.samples, draws.mean))
+        replaced = None if draws.replaced is None else tile.crop(draws.replaced, *view.corner)
+        return Draws(samples, mean, draws.converged, replaced=replaced)
 
     def sample_all(
         self, method: Reconstructor, count: int, stream: NoiseStream, amplitude: Tensor, mean: Tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jointdiff.gaussian import GaussianPosterior
 from jointdiff.nuisances import nuisances_of
-from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
+from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, Shared, chunks
 from jointdiff.scene import Grid, Observation
 
 TOLERANCE, MAX_STEPS = 0.01, 200
@@ -22,6 +22,11 @@ TILE_TOLERANCE = 1e-3
 
 CONVERGED = 0.1
 """Error of the mean, in posterior standard deviations, that is accepted without a warning."""
+
+
+def stop_of(shared: Shared | None) -> tuple[float, int]:
+    """Tolerance and largest number of steps of conjugate gradients, for a whole field or for its tiles."""
+    return TILE_TOLERANCE if shared else TOLERANCE, MAX_STEPS
 
 
 class Wiener(Reconstructor):
@@ -39,12 +44,13 @@ class Wiener(Reconstructor):
 
     @torch.no_grad()
     def sample(self, observations: Sequence[Observation], grid: Grid, count: int, stream: NoiseStream) -> Draws:
+        tolerance, max_steps = stop_of(self.shared)
         posterior = GaussianPosterior(
             self.denoiser.forward_model(observations, grid),
             observations,
             self.covariance(grid),
-            tolerance=TILE_TOLERANCE if self.shared else TOLERANCE,
-            max_steps=MAX_STEPS,
+            tolerance=tolerance,
+            max_steps=max_steps,
             **(self.shared.stationary if self.shared else {}),
         )
         error = float(posterior.error(posterior.mean))
