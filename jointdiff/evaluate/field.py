@@ -187,8 +187,12 @@ class FieldJob:
         circles = aperture_map(segments.x, segments.y, radius, shape)
         ours, theirs = (fluxes(samples.cpu(), circles).numpy() for samples in (draws.samples, other.samples))
         seen = [self.names.index(name) for name in {o.band.name for o in padded.observations}]
-        catalog["flags"] |= MODES_DISAGREE * (disagreement(ours, theirs, seen) > known.threshold)
-        catalog.meta.update(MODETHR=known.threshold, MODERATE=known.measured_rate, MODENSMP=known.samples[1])
+        flagged = disagreement(ours, theirs, seen) > known.threshold
+        catalog["flags"] |= MODES_DISAGREE * flagged
+        catalog.meta.update(known.cards)
+        print(
+            f"{self.field.name}: modes disagree on {flagged.sum()} of {len(flagged)} sources; {known.text}", flush=True
+        )
 
     def _describe(self) -> str:
         seen = [o.band.name for o in self.padded.observations]

@@ -1,8 +1,9 @@
 """What the other bands say about one, against its own data: a test of colours that needs no truth.
 
 Each observation y_o of a field is left out in turn, the sky is sampled from the others, and y_o is compared with
-A_o x_k under the covariance N_o + A_o C A_oᵀ, C that of the samples: pixel by pixel around sources, and source by
-source, in the flux that both have under the same template.
+A_o x_k + M_o ν_k under its noise N_o and the covariance of these together: pixel by pixel around sources, and source by
+source, in the flux that both have under the same template. M_o ν_k is what y_o may be off by as a whole (nuisances.py),
+drawn from p(ν): no other image tells of it.
 """
 
 from __future__ import annotations
@@ -21,18 +22,23 @@ from jointdiff.evaluate.calibration import pull_width
 from jointdiff.evaluate.figures import FAINT, INK, clean
 from jointdiff.evaluate.score_figures import PALETTE
 from jointdiff.evaluate.suite import Outcome, Row, format_rows, table_of
+from jointdiff.forward import ForwardModel
 from jointdiff.io.scene_files import Field
 from jointdiff.measure.catalog import find_sources
 from jointdiff.measure.data_checks import Data, check_against_data
 from jointdiff.measure.detection import Segments
+from jointdiff.nuisances import Levels, modes_of
+from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, pad_field
+from jointdiff.reconstruct.stars import subtract_stars
+from jointdiff.scene import Observation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LIGHT = 0.05
-"""Pixels where the model of all the data is brighter than this share of its peak, or than its noise, are a source's."""
+"""Pixels predicted to be brighter than this share of the peak, and than their noise, are a source's."""
 
 _COLUMNS = {
     "field": ("field", "{}"),
@@ -79,6 +85,8 @@ def study(methods: Sequence[Reconstructor], fields: Sequence[Field], samples: in
         padded = pad_field(field.observations, field.grid, methods[0].denoiser, field.sources)
         if len(padded.observations) < 2:
             raise InputError(f"{field.name}: one observation, expected at least two, to leave one out ({field.path})")
+        # As reconstruct treats a field: offsets and bright stars are no test of colours.
+        padded, _ = align_field(subtract_stars(padded, field.name)[0], methods[0].denoiser)
         for method in methods:
             found = leave_each_out(method, padded, field.name, samples, seed)
             rows += [{"field": field.name, "method": method.method} | row for row in found if "chi2" in row]
@@ -95,25 +103,23 @@ def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, sample
     """For each observation a row of its scores; then a row a source with its flux in both, and the pull."""
     denoiser, observations = method.denoiser, padded.observations
     names = [band.name for band in denoiser.bands]
+    layout = {"target_fwhm": denoiser.target_fwhm, "scale": padded.grid.scale}
     whole = method.sample(observations, padded.grid, samples, NoiseStream(seed, name))
-    segments = find_sources(
-        whole.samples,
-        whole.mean,
-        names,
-        padded.weight,
-        target_fwhm=denoiser.target_fwhm,
-        scale=padded.grid.scale,
-    )
     scores: list[Row] = []
     pulls: list[Row] = []
     for number, left in enumerate(observations):
         others = [o for o in observations if o is not left]
         draws = method.sample(others, padded.grid, samples, NoiseStream(seed, f"{name} without {number}"))
         model = denoiser.forward_model([left], padded.grid)
-        fitted, predicted = (model(d.samples)[0] for d in (whole, draws))
+        fitted, told = (model(d.samples)[0] for d in (whole, draws))
         fitted = fitted + whole.offsets[number] if whole.offsets else fitted
+        predicted = told + own_errors(
+            model, left, draws.mean, denoiser.levels, NoiseStream(seed, f"{name} of {number}"), samples
+        )
         image, ivar = left.image[0], left.ivar[0]
-        mean = fitted.mean(0)
+        # Neither sources nor templates know of the noise that they are compared with.
+        segments = find_sources(draws.samples, draws.mean, names, padded.weight, **layout)
+        mean = told.mean(0)
         around = (ivar > 0) & (mean > torch.maximum(LIGHT * mean.max(), ivar.clamp(min=1e-30).rsqrt()))
         if not bool(around.any()):
             around = ivar > 0
@@ -121,18 +127,25 @@ def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, sample
         row: Row = {"band": left.band.name, "pixels": float(around.sum())}
         row["chi2_data"] = float(((image - fitted).square() * ivar)[:, around].mean())
         row["chi2"] = predictive_chi2(*at, predicted[:, around])
-        row["chi2_noise"] = float(((at[0] - predicted[:, around].mean(0)).square() * at[1]).mean())
-        flux = source_fluxes(whole.mean, names, segments, Data.of(model, [left], denoiser.bands), predicted)
+        row["chi2_noise"] = float(((at[0] - told[:, around].mean(0)).square() * at[1]).mean())
+        flux = source_fluxes(draws.mean, names, segments, Data.of(model, [left], denoiser.bands), predicted)
         found = [{"band": left.band.name} | f for f in flux]
         scores.append(row | _of_fluxes(found, samples))
         pulls += found
     return scores + pulls
 
 
+def own_errors(model: ForwardModel, left: Observation, sky: Tensor, levels: Levels, white: NoiseStream, samples: int):
+    """M ν (S, h, w), nJy per pixel: draws of what the left-out image of a sky (C, H, W) may be off by as a whole."""
+    (modes,), _ = modes_of(model, [left], sky[None], levels)
+    (drawn,) = white.normal(range(samples), [(len(modes),)], modes)
+    return torch.tensordot(drawn, modes, 1)
+
+
 def source_fluxes(mean: Tensor, names: Sequence[str], segments: Segments, data: Data, predicted: Tensor) -> list[Row]:
     """For each source with data: its maximum-likelihood flux in one observation, and in its predictions (S, h, w).
 
-    data: of that observation alone. The template is that of ``flux_ml``, from the mean (C, H, W) of all the data; both
+    data: of that observation alone. The template is that of ``flux_ml``, from the mean (C, H, W) of the others; both
     fluxes are the same linear function of pixels, so the filter does not matter. pull: of the one from the others,
     under the data's error and the samples' together.
     """
