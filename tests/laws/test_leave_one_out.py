@@ -40,8 +40,8 @@ def test_a_perfect_prediction_has_a_chi2_of_one(samples, noise):
 
 
 SKIES = 8
-LEVELS = Levels(jitter=0.03, zero_point=0.1, sky=1.0)
-"""Large enough to double the errors of bright sources."""
+LEVELS = Levels(jitter=0.03, zero_point=0.1, sky=3.0)
+"""So large that without them the pulls of a left-out image are 1.7 wide (rms), not 1."""
 
 
 def sky_fields(levels: Levels) -> tuple[Wiener, list[PaddedField]]:
@@ -81,20 +81,18 @@ def skies():
 SAMPLES = 16
 
 
-def _scores(skies, factor: float) -> tuple[dict[str, float], np.ndarray]:
-    """χ² of each band left out, and the pulls of all sources, with the last band's data multiplied."""
+def _scores(skies, factor: float) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """For each band left out its χ², and the pulls of all sources, with the last band's data multiplied."""
     method, fields = skies
     chi2: dict[str, list[float]] = {}
-    pulls = []
+    pulls: dict[str, list[float]] = {}
     for number, padded in enumerate(fields):
         *same, last = padded.observations
         changed = replace(padded, observations=(*same, replace(last, image=factor * last.image)))
         for row in leave_one_out.leave_each_out(method, changed, f"sky{number}", SAMPLES, 0):
-            if "pull" in row:
-                pulls += [row["pull"]] * (row["band"] == last.band.name)
-            else:
-                chi2.setdefault(row["band"], []).append(row["chi2"])
-    return {band: float(np.mean(values)) for band, values in chi2.items()}, np.array(pulls)
+            scores, key = (pulls, "pull") if "pull" in row else (chi2, "chi2")
+            scores.setdefault(row["band"], []).append(row[key])
+    return {band: float(np.mean(v)) for band, v in chi2.items()}, {band: np.array(v) for band, v in pulls.items()}
 
 
 @pytest.fixture(scope="module")
@@ -104,26 +102,25 @@ def right(skies):
 
 def test_an_exact_posterior_predicts_what_it_did_not_see(right):
     """Of the prior's own skies: χ² of neighbouring pixels is correlated, some 40 modes a band and sky are not."""
-    chi2, pulls = right
+    chi2, pulls = right[0], np.concatenate([*right[1].values()])
     assert all(value == pytest.approx(1, abs=4 * np.sqrt(2 / (40 * SKIES))) for value in chi2.values()), chi2
-    assert len(pulls) > 60
-    # The NMAD of n normal pulls errs by 1.17/√n (Rousseeuw & Croux 1993, JASA 88, 1273).
+    assert len(pulls) > 150
+    # The NMAD of n normal pulls errs by 1.17/√n, their median by 1.25/√n.
     assert pull_width(pulls, SAMPLES) == pytest.approx(1, abs=3 * 1.17 / np.sqrt(len(pulls)))
+    assert np.median(pulls) == pytest.approx(0, abs=3 * 1.25 / np.sqrt(len(pulls)))
 
 
 def test_what_the_left_out_image_is_off_by_as_a_whole_is_in_its_error():
-    """Its zero point, position and sky level: no other image tells of them."""
-    method, fields = sky_fields(LEVELS)
-    chi2, pulls = _scores((method, fields), 1.0)
-    # All pixels of an image share its errors: a sky and band is some five draws of them.
-    assert pull_width(pulls, SAMPLES) == pytest.approx(1, abs=0.3)
-    print("X", chi2, len(pulls), pull_width(pulls, SAMPLES))
+    """Its zero point, position and sky level, which no other image tells of: one draw for all sources of an image."""
+    pulls = np.concatenate([*_scores(sky_fields(LEVELS), 1.0)[1].values()])
+    variance = (pulls**2).mean() * (SAMPLES - 3) / (SAMPLES - 1)  # Student's t
+    assert np.sqrt(variance) == pytest.approx(1, abs=3 / np.sqrt(2 * 3 * SKIES))
 
 
 def test_data_of_another_colour_do_not_fit(skies, right):
     (fit, fits), (wrong, pulls) = right, _scores(skies, 1.6)
     assert wrong["i"] > 1.3 * fit["i"]
-    assert np.median(np.abs(pulls)) > 1.5 * np.median(np.abs(fits))
+    assert np.median(np.abs(pulls["i"])) > 1.5 * np.median(np.abs(fits["i"]))
 
 
 def test_the_study_of_a_field_from_its_file(tmp_path):
