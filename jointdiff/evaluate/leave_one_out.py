@@ -183,15 +183,19 @@ def _of_fluxes(rows: Sequence[Row], samples: int) -> Row:
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """Predicted over measured flux against the measured one's significance, and the pulls: a colour a band."""
+    """How far predicted fluxes are off the measured ones, against their significance, and the pulls: a colour a band.
+
+    Line beside the pulls: normal ones of width 1. What is beyond an axis is drawn at its rim.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    drawn = Figure(figsize=(10, 3.6), facecolor="white", layout="constrained")
+    drawn = Figure(figsize=(10, 4), facecolor="white", layout="constrained")
     fluxes, pulls = drawn.subplots(1, 2, width_ratios=[1.4, 1])
     fluxes.axhline(0, color=FAINT, lw=0.9)
     bands = list(dict.fromkeys(str(row["band"]) for row in rows))
     colours = (*PALETTE, "#c0304d", INK)
+    pulled: list[np.ndarray] = []
     for number, band in enumerate(bands):
         own = [row for row in rows if row["band"] == band]
         bright = [row for row in own if row["flux"] > 5 * row["flux_err"]]
@@ -200,15 +204,21 @@ def figure(rows: Sequence[Row]) -> Figure:
         bars = [row["spread"] / row["flux"] for row in bright]
         colour = colours[number % len(colours)]
         fluxes.errorbar(snr, error, bars, fmt="o", ms=4, lw=0.8, color=colour, label=f"without {band}")
-        values = np.clip([row["pull"] for row in own], -6, 6)
-        pulls.hist(values, np.linspace(-6, 6, 25).tolist(), histtype="step", lw=1.4, color=colour)
+        pulled.append(np.clip([row["pull"] for row in own], -6, 6))
     fluxes.set_xscale("log")
     fluxes.set_ylim(-1.05, 1.05)
     fluxes.yaxis.set_major_formatter(PercentFormatter(1))
     fluxes.set_xlabel("signal to noise of the measured flux")
-    fluxes.set_title("Flux predicted from the other bands, over the measured one", fontsize=11, color=INK)
+    fluxes.set_ylabel("predicted / measured - 1")
+    fluxes.set_title("Fluxes above 5σ, predicted from the other bands", fontsize=11, color=INK)
     if bands:
-        fluxes.legend(frameon=False, fontsize=9)
+        edges = np.linspace(-6, 6, 25)
+        pulls.hist(pulled, edges.tolist(), stacked=True, color=[colours[n % len(colours)] for n in range(len(bands))])
+        normal = np.exp(-(edges**2) / 2) / math.sqrt(2 * math.pi)
+        pulls.plot(edges, sum(map(len, pulled)) * (edges[1] - edges[0]) * normal, color=INK, lw=1)
+        handles, labels = fluxes.get_legend_handles_labels()
+        drawn.legend(handles, labels, ncols=len(labels), frameon=False, fontsize=9, loc="outside lower center")
+    pulls.set_ylabel("sources")
     pulls.set_xlabel("(predicted - measured) / stated error")
     pulls.set_title("Pulls of all sources", fontsize=11, color=INK)
     for axes in drawn.axes:

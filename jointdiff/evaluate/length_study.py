@@ -137,8 +137,8 @@ def figure(rows: Sequence[Row]) -> Figure:
     drawn = Figure(figsize=(12, 7), facecolor="white", layout="constrained")
     for axes, (chosen, key, title, bar, ideal) in zip(drawn.subplots(2, 3, sharex=True).flat, panels, strict=True):
         if bar is not None:
-            axes.axhspan(bar.low, bar.high, color="#e8eef6", zorder=0)
-        axes.axhline(ideal, color=FAINT, lw=0.9, ls=":", zorder=0)
+            axes.axhspan(bar.low, bar.high, color="#e8eef6", zorder=0, label="bar to be met")
+        axes.axhline(ideal, color=FAINT, lw=0.9, ls=":", zorder=0, label="nominal, or Wiener's")
         _lines(axes, chosen, key)
         axes.set_title(title, fontsize=11, color=INK)
         clean(axes)

@@ -139,6 +139,7 @@ def test_an_evaluation_scores_raw_and_scaled_errors(runs, tmp_path, capsys, own_
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert "  scaled" in printed and "scaled width" in printed and " bars met; " in printed
+    assert "mode both: how often it flags" in printed
     assert read_calibration(run / "model") == known
     folder = run / "evaluation"
     catalog = read_catalog(folder / "catalog.fits")
