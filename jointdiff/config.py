@@ -150,6 +150,8 @@ def train(config: Config) -> None:
     from accelerate.utils import InitProcessGroupKwargs, set_seed
 
     from jointdiff.diffusion.denoiser import Denoiser
+    from jointdiff.evaluate import dashboard
+    from jointdiff.evaluate.validation import METHOD
     from jointdiff.reconstruct.checkpoint import network_dtype
     from jointdiff.training import Trainer, resume_states
 
@@ -190,7 +192,10 @@ def train(config: Config) -> None:
     if accelerator.is_main_process:
         save_config(config, run / "config.yaml")
     trackers = {"tensorboard": {"purge_step": trainer.progress.step + 1}}
-    accelerator.init_trackers("tensorboard", flat(asdict(config)), init_kwargs=trackers)
+    accelerator.init_trackers("tensorboard", init_kwargs=trackers)
+    if accelerator.is_main_process:
+        writer = accelerator.get_tracker("tensorboard", unwrap=True)
+        dashboard.log_settings(writer, flat(asdict(config)), config.bands, METHOD)
     trainer.run(config.seed, build.validator(config, accelerator) if accelerator.is_main_process else None)
     if accelerator.is_main_process:
         _calibrate(config, accelerator.device)

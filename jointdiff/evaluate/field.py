@@ -12,7 +12,7 @@ from astropy.table import Table
 from jointdiff.errors import InputError
 from jointdiff.evaluate.accuracy import residual_chi2
 from jointdiff.evaluate.exports import Extras, export, write_picture
-from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
+from jointdiff.evaluate.figures import View, save_figure, scene_figure, views_of
 from jointdiff.forward import ForwardModel
 from jointdiff.io.products import read_truth, write_reconstruction
 from jointdiff.io.scene_files import Field
@@ -100,20 +100,16 @@ class FieldJob:
         self._export(folder, catalog, provenance)
         seen = [o.band.name for o in padded.observations]
         write_picture(folder, self.names, seen, mean.numpy(), padded.core.scale)
-        figure = scene_figure(
-            views_of(padded.observations, model(draws.mean[None])),
-            self.names,
-            mean.numpy(),
-            samples.numpy(),
-            std.numpy(),
-            self.truth,
-            padded.core.scale,
-            f"{field.name}, {self._reconstructor.method}",
-        )
-        save_figure(figure, folder / "figure.png")
+        images = (mean.numpy(), samples.numpy(), std.numpy(), self.truth)
+        self._draw(folder, field.name, views_of(padded.observations, model(draws.mean[None])), *images)
         chi2 = chi2_text(padded.observations, misfit(padded.observations, draws, model))
         self._tell(len(catalog), seconds, chi2, folder)
         return catalog
+
+    def _draw(self, folder: Path, title: str, views: Sequence[View], mean, samples, std, truth) -> None:
+        """figure.png of a field, or of a part of it: (C, H, W) each, samples (S, C, H, W), truth None where unknown."""
+        title, scale = f"{title}, {self._reconstructor.method}", self.padded.core.scale
+        save_figure(scene_figure(views, self.names, mean, samples, std, truth, scale, title), folder / "figure.png")
 
     def _export(self, folder: Path, catalog: Table, provenance: Mapping[str, object]) -> None:
         if self._extras.aliases != "none":

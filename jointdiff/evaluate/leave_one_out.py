@@ -214,8 +214,8 @@ def figure(rows: Sequence[Row]) -> Figure:
     if bands:
         edges = np.linspace(-6, 6, 25)
         pulls.hist(pulled, edges.tolist(), stacked=True, color=[colours[n % len(colours)] for n in range(len(bands))])
-        normal = np.exp(-(edges**2) / 2) / math.sqrt(2 * math.pi)
-        pulls.plot(edges, sum(map(len, pulled)) * (edges[1] - edges[0]) * normal, color=INK, lw=1)
+        at, count = np.linspace(-6, 6, 121), (edges[1] - edges[0]) * sum(map(len, pulled))
+        pulls.plot(at, count * np.exp(-(at**2) / 2) / math.sqrt(2 * math.pi), color=INK, lw=1)
         handles, labels = fluxes.get_legend_handles_labels()
         drawn.legend(handles, labels, ncols=len(labels), frameon=False, fontsize=9, loc="outside lower center")
     pulls.set_ylabel("sources")

@@ -99,7 +99,7 @@ def figure(rows: Sequence[Row]) -> Figure:
         if key != "seconds":  # what a few steps do to a solver may be beyond all scale
             axes.set_ylim(top=min(max(inside) * 1.05, 2.5 * min(inside)))
         if key in ("flux_scatter", "coverage"):
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         for row in chosen:
             if row["solver"] not in SOLVERS and key != "seconds":
                 axes.axhline(row[key], color=INK, lw=1, ls=":", label=f"{row['solver']}")
