@@ -101,12 +101,12 @@ class FieldJob:
         seen = [o.band.name for o in padded.observations]
         write_picture(folder, self.names, seen, mean.numpy(), padded.core.scale)
         images = (mean.numpy(), samples.numpy(), std.numpy(), self.truth)
-        self._draw(folder, field.name, views_of(padded.observations, model(draws.mean[None])), *images)
+        self._save_picture(folder, field.name, views_of(padded.observations, model(draws.mean[None])), *images)
         chi2 = chi2_text(padded.observations, misfit(padded.observations, draws, model))
         self._tell(len(catalog), seconds, chi2, folder)
         return catalog
 
-    def _draw(self, folder: Path, title: str, views: Sequence[View], mean, samples, std, truth) -> None:
+    def _save_picture(self, folder: Path, title: str, views: Sequence[View], mean, samples, std, truth) -> None:
         """figure.png of a field, or of a part of it: (C, H, W) each, samples (S, C, H, W), truth None where unknown."""
         title, scale = f"{title}, {self._reconstructor.method}", self.padded.core.scale
         save_figure(scene_figure(views, self.names, mean, samples, std, truth, scale, title), folder / "figure.png")

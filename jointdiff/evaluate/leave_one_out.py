@@ -103,7 +103,6 @@ def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, sample
     """For each observation a row of its scores; then a row a source with its flux in both, and the pull."""
     denoiser, observations = method.denoiser, padded.observations
     names = [band.name for band in denoiser.bands]
-    layout = {"target_fwhm": denoiser.target_fwhm, "scale": padded.grid.scale}
     whole = method.sample(observations, padded.grid, samples, NoiseStream(seed, name))
     scores: list[Row] = []
     pulls: list[Row] = []
@@ -118,7 +117,8 @@ def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, sample
         )
         image, ivar = left.image[0], left.ivar[0]
         # Neither sources nor templates know of the noise that they are compared with.
-        segments = find_sources(draws.samples, draws.mean, names, padded.weight, **layout)
+        fwhm, scale = denoiser.target_fwhm, padded.grid.scale
+        segments = find_sources(draws.samples, draws.mean, names, padded.weight, target_fwhm=fwhm, scale=scale)
         mean = told.mean(0)
         around = (ivar > 0) & (mean > torch.maximum(LIGHT * mean.max(), ivar.clamp(min=1e-30).rsqrt()))
         if not bool(around.any()):
