@@ -9,7 +9,7 @@ from typing import Literal
 
 from jointdiff import build
 from jointdiff.errors import InputError
-from jointdiff.run_folder import flat, refuse_other_run
+from jointdiff.run_folder import refuse_other_run
 from jointdiff.settings import Config, Method, require
 from jointdiff.suites import EvaluateConfig
 
@@ -150,8 +150,6 @@ def train(config: Config) -> None:
     from accelerate.utils import InitProcessGroupKwargs, set_seed
 
     from jointdiff.diffusion.denoiser import Denoiser
-    from jointdiff.evaluate import dashboard
-    from jointdiff.evaluate.validation import METHOD
     from jointdiff.reconstruct.checkpoint import network_dtype
     from jointdiff.training import Trainer, resume_states
 
@@ -193,9 +191,6 @@ def train(config: Config) -> None:
         save_config(config, run / "config.yaml")
     trackers = {"tensorboard": {"purge_step": trainer.progress.step + 1}}
     accelerator.init_trackers("tensorboard", init_kwargs=trackers)
-    if accelerator.is_main_process:
-        writer = accelerator.get_tracker("tensorboard", unwrap=True)
-        dashboard.log_settings(writer, flat(asdict(config)), config.bands, METHOD)
     trainer.run(config.seed, build.validator(config, accelerator) if accelerator.is_main_process else None)
     if accelerator.is_main_process:
         _calibrate(config, accelerator.device)
