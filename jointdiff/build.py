@@ -6,10 +6,11 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 import hashlib
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from jointdiff.errors import InputError
+from jointdiff.run_folder import flat
 from jointdiff.seeds import seed_of
 from jointdiff.settings import Config, require
 
@@ -139,8 +140,6 @@ def _check_library(config: Config) -> None:
 
 def digest(config: Config) -> str:
     """A short hash of all that simulated scenes and their scores are made from; what others made is made again."""
-    from dataclasses import asdict
-
     library = asdict(config.library)
     del library["workers"], library["shard_size"]
     if config.library.source == "galsim":  # what is not used changes nothing
@@ -232,6 +231,7 @@ def validator(config: Config, accelerator):
     writer = accelerator.get_tracker("tensorboard", unwrap=True)
     titles = {f"{suite} scenes": PREFIXES[suite] for suite in suites}
     dashboard.lay_out(writer, titles, config.bands, scoring.METHODS)
+    dashboard.log_settings(writer, flat(asdict(config)), config.bands, scoring.METHOD)
 
     def validate(denoiser, step: int) -> None:
         folder = run / "validation" / f"step_{step:08d}"

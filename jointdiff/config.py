@@ -9,6 +9,7 @@ from typing import Literal
 
 from jointdiff import build
 from jointdiff.errors import InputError
+from jointdiff.run_folder import refuse_other_run
 from jointdiff.settings import Config, Method, require
 from jointdiff.suites import EvaluateConfig
 
@@ -70,17 +71,6 @@ PATIENCE = 24
 """Hours that processes wait for the first of them, which draws the library and validates alone. The defaults of torch,
 10 to 30 minutes, would end a large run there; a process that dies is noticed by the launcher, not by this."""
 
-_VALIDATION = ("validate_every", "validation_scenes", "validation_cut_scenes", "validation_samples")
-_MONITORING = ("log_every", "checkpoint_every", *_VALIDATION)
-
-_FREE = frozenset(
-    [
-        *("resume", "run", "sampling", "calibration", "suite", "leave_one_out", "benchmark", "library.workers"),
-        *(f"training.{name}" for name in _MONITORING),
-    ]
-)
-"""Settings that may change within a run: they change nothing of what is learnt."""
-
 _ENDING = """
 What was made, in {run}/:
   model/             the denoiser: weights, Γ, configuration and calibration of its errors (no pickle)
@@ -120,41 +110,6 @@ def _program(name: str) -> str:
 
     path = Path(sys.executable).with_name(name)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else name
-
-
-def _refuse_other_run(config: Config, run: Path) -> None:
-    """A run folder holds one run: its library, prior, network and training are not mixed with others."""
-    import yaml
-
-    path = run / "config.yaml"
-    if not path.is_file():
-        return
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML text, so not the configuration of a run") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected the configuration of a run, got {type(content).__name__}")
-    new = _flat(asdict(config), _FREE)
-    # A setting that is newer than the run had its default then.
-    added = {key: value for key, value in _flat(asdict(Config()), _FREE).items() if not key.startswith("filters.")}
-    old = added | _flat(content, _FREE)
-    for name in sorted(old.keys() | new.keys()):
-        expected = f"{old.get(name)} as in {path}, or another run"
-        require(str(old.get(name)) == str(new.get(name)), name, new.get(name), expected)
-
-
-def _flat(tree: dict, ignored: frozenset = frozenset(), prefix: str = "") -> dict:
-    """Dotted key → number or text."""
-    flat: dict = {}
-    for name, value in tree.items():
-        if prefix + name in ignored:
-            continue
-        if isinstance(value, dict):
-            flat |= _flat(value, ignored, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = str(list(value)) if isinstance(value, (list, tuple)) else value
-    return flat
 
 
 def simulate(config: Config) -> None:
@@ -207,7 +162,7 @@ def train(config: Config) -> None:
         mixed_precision="no", log_with="tensorboard", project_dir=str(run), kwargs_handlers=[patient]
     )
     _use_cores()
-    _refuse_other_run(config, run)
+    refuse_other_run(config, run)
     with accelerator.main_process_first():
         if not (run / "library" / "index.json").is_file():
             simulate(config)
@@ -237,7 +192,7 @@ def train(config: Config) -> None:
     if accelerator.is_main_process:
         save_config(config, run / "config.yaml")
     trackers = {"tensorboard": {"purge_step": trainer.progress.step + 1}}
-    accelerator.init_trackers("tensorboard", _flat(asdict(config)), init_kwargs=trackers)
+    accelerator.init_trackers("tensorboard", init_kwargs=trackers)
     trainer.run(config.seed, build.validator(config, accelerator) if accelerator.is_main_process else None)
     if accelerator.is_main_process:
         _calibrate(config, accelerator.device)
@@ -322,7 +277,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
     run = Path(config.run)
     _use_cores()
-    _refuse_other_run(config, run)
+    refuse_other_run(config, run)
     denoiser = load_denoiser(run / "model")
     provenance = Diffusion(denoiser, config.sampling.evaluations).provenance(config.seed, fingerprint(run / "model"))
     if config.leave_one_out:

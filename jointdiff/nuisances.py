@@ -107,7 +107,7 @@ def nuisances_of(posterior: GaussianPosterior, levels: Levels) -> Nuisances:
     """
     assert len(posterior.mean) == 1, "one scene at a time"
     model, observations, mean = posterior.model, posterior.observations, posterior.mean
-    modes, learnt = _modes(posterior, levels)
+    modes, learnt = modes_of(model, observations, mean, levels)
     if not len(learnt):
         none = mean.new_zeros(0)
         return Nuisances(posterior, modes, learnt, none, none.view(0, 0), none.view(0, *mean.shape[1:]))
@@ -136,32 +136,34 @@ def _products(one: Tensor, other: Tensor) -> Tensor:
     return one.flatten(1).double() @ other.flatten(1).double().mT
 
 
-def _modes(posterior: GaussianPosterior, levels: Levels) -> tuple[list[Tensor], Tensor]:
-    """M, (D, h, w) for each observation, zero but for its own nuisances; and (D,), true for those that data tell.
+def modes_of(
+    model: ForwardModel, observations: Sequence[Observation], sky: Tensor, levels: Levels
+) -> tuple[list[Tensor], Tensor]:
+    """M of a sky (1, C, H, W), (D, h, w) for each observation, zero but for its own nuisances, nJy per pixel; and (D,),
+    true for those that data tell.
 
     None of what was not observed.
     """
-    observations, like = posterior.observations, posterior.mean
     own: list[list[Tensor]] = [[] for _ in observations]
     learnt: list[bool] = []
     if levels:
-        light, slopes, width = _derivatives(posterior.model, observations, like)
+        light, slopes, width = _derivatives(model, observations, sky)
         for number, o in enumerate(observations):
-            sky = o.depth.amax((1, 2), keepdim=True).rsqrt().expand_as(o.image)
+            level = o.depth.amax((1, 2), keepdim=True).rsqrt().expand_as(o.image)
             cases = [(levels.zero_point, light[number], False), (levels.psf, width[number], False)]
-            cases += [(levels.sky, sky, True)]
+            cases += [(levels.sky, level, True)]
             cases += [(levels.position(o), slope[number], o.position_told) for slope in slopes]
             used = [case for case in cases if case[0] and bool(o.present.all())]
-            own[number] = [level * image[0] for level, image, _ in used]
+            own[number] = [deviation * image[0] for deviation, image, _ in used]
             learnt += [told for _, _, told in used]
     modes, start, count = [], 0, sum(map(len, own))
     for o, images in zip(observations, own, strict=True):
-        mode = like.new_zeros(count, *o.image.shape[1:])
+        mode = sky.new_zeros(count, *o.image.shape[1:])
         for number, image in enumerate(images, start):
             mode[number] = image
         modes.append(mode)
         start += len(images)
-    return modes, torch.tensor(learnt, dtype=torch.bool, device=like.device)
+    return modes, torch.tensor(learnt, dtype=torch.bool, device=sky.device)
 
 
 def _derivatives(

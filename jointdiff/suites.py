@@ -5,14 +5,17 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from jointdiff import benchmark, build
 from jointdiff.benchmark import BenchmarkConfig
+from jointdiff.errors import InputError
+from jointdiff.run_folder import length_of
 from jointdiff.settings import Config, require
 
-Suite = Literal["scoreboard", "solver", "blank", "outside", "shift", "morphology", "benchmark"]
+Suite = Literal["scoreboard", "solver", "blank", "outside", "shift", "morphology", "length", "benchmark"]
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,20 @@ class EvaluateConfig(Config):
     Attributes:
         suite: The scoreboard, or one of the other suites (METHOD section 8), which leave theirs in evaluation/SUITE/.
         leave_one_out: A scene.yaml whose observations are each predicted from the others; repeat the option for more.
+        runs: Folders of finished runs that differ from this one in training.steps alone, for suite length.
     """
 
     suite: Suite = "scoreboard"
     leave_one_out: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expected = "scoreboard, which it leaves out, with leave_one_out"
         require(self.suite == "scoreboard" or not self.leave_one_out, "suite", self.suite, expected)
+        expected = "folders of runs with suite length, and with no other suite"
+        require(bool(self.runs) == (self.suite == "length"), "runs", list(self.runs), expected)
 
 
 def scoreboard(config: Config, denoiser, provenance: dict[str, object], calibration) -> str:
@@ -41,6 +48,7 @@ def scoreboard(config: Config, denoiser, provenance: dict[str, object], calibrat
     """
     from jointdiff.evaluate import validation
     from jointdiff.io.atomic import atomic_path
+    from jointdiff.measure.modes import UNMEASURED
 
     done = Path(config.run) / "evaluation" / "scoreboard.txt"
     key = _key(config, provenance, calibration=calibration.sha256)
@@ -55,6 +63,7 @@ def scoreboard(config: Config, denoiser, provenance: dict[str, object], calibrat
                 validation.log(report, figures, writer, config.training.steps, build.PREFIXES[suite])
                 count = f"{len(trials.trials)} {suite} scenes, {sampling.samples} samples each"
                 tables.append(f"{count}\n{validation.table(report)}\n")
+        tables.append(f"mode both: {calibration.modes.text if calibration.modes else UNMEASURED}\n")
         with atomic_path(done) as temporary:
             temporary.write_text("\n".join([f"{key}\n", *tables]))
     return done.read_text().split("\n\n", 1)[1]
@@ -139,6 +148,40 @@ def _morphology(config: Config, denoiser, kept):
     return morphology_study.study(denoiser, suites[build.WHOLE], kept)
 
 
+def _length(config, denoiser, kept):
+    from jointdiff.evaluate import length_study
+
+    sampling, own, device = config.sampling, Path(config.run), denoiser.wavenumbers.device
+    runs: dict[int, length_study.Trained] = {}
+    for run in dict.fromkeys([own, *map(Path, config.runs)]):
+        steps = length_of(run, own)
+        require(steps not in runs, "runs", f"{run} of {steps} steps", "one run of each length")
+        runs[steps] = _trained(config, run, denoiser)
+    suites = build.validations(config, "test", sampling.scenes, 0, sampling.samples, device)
+    return length_study.study(runs, suites[build.WHOLE], kept)
+
+
+def _trained(config: Config, run: Path, first):
+    """A run with its denoiser, and its calibration, which is fitted where it has none of these settings.
+
+    Raises InputError for another Γ, which is that of the library, than that of the denoiser ``first``.
+    """
+    import torch
+
+    from jointdiff.evaluate.length_study import Trained
+    from jointdiff.measure.conformal import read_calibration
+    from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
+
+    model = run / "model"
+    denoiser, weights, old = load_denoiser(model), fingerprint(model), read_calibration(model)
+    largest = float(first.covariances.abs().max())
+    if not torch.allclose(denoiser.covariances, first.covariances, rtol=0, atol=1e-3 * largest):
+        raise InputError(f"runs: Γ is not that of {config.run}, so it is of another library ({run})")
+    calibrate = partial(build.calibration, config, denoiser, weights, old, progress=True)
+    key = f"run={weights}  calibration={config.calibration.scenes}x{config.calibration.samples}"
+    return Trained(key, denoiser, calibrate)
+
+
 def _benchmark(config, denoiser, kept):
     from jointdiff.evaluate.sources import ORACLE
     from jointdiff.evaluate.validation import METHOD, method_of
@@ -157,6 +200,7 @@ SUITES = {
     "outside": _outside,
     "shift": _shift,
     "morphology": _morphology,
+    "length": _length,
     "benchmark": _benchmark,
 }
 """By name: functions of the settings, the denoiser and where rows are kept, to an Outcome."""

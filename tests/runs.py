@@ -105,3 +105,20 @@ def pictures(run: Path) -> set[str]:
     paths: Sequence[Path] = sorted((run / "tensorboard").rglob("events.*"))
     events = (event for path in paths for event in EventFileLoader(str(path)).Load())
     return {v.tag for event in events for v in event.summary.value if v.metadata.plugin_data.plugin_name == "images"}
+
+
+def hyperparameters(run: Path) -> tuple[dict[str, object], set[str]]:
+    """Settings, and tags of the scores beside them, in a run's HParams."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    settings: dict[str, object] = {}
+    compared: set[str] = set()
+    for path in sorted((run / "tensorboard").rglob("events.*")):
+        for value in (v for event in EventFileLoader(str(path)).Load() for v in event.summary.value):
+            if value.metadata.plugin_data.plugin_name == "hparams":
+                held = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                started = held.session_start_info.hparams
+                settings |= {key: getattr(cell, cell.WhichOneof("kind")) for key, cell in started.items()}
+                compared |= {metric.name.tag for metric in held.experiment.metric_infos}
+    return settings, compared

@@ -283,8 +283,9 @@ def _text(rows: Sequence[Row]) -> str:
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """Means and widths of the pulls with the bounds asked of them; completeness against signal to noise."""
+    """Means and widths of the pulls, with the bounds asked of them shaded; completeness against signal to noise."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     pulls = [row for row in rows if str(row["what"]).startswith("flux_ml")]
     complete = [row for row in rows if str(row["what"]).startswith("completeness")]
@@ -299,9 +300,11 @@ def figure(rows: Sequence[Row]) -> Figure:
         axes.errorbar(range(len(pulls)), [row[key] for row in pulls], bars, fmt="o", color="#3b6fb6")
         axes.set_xticks(range(len(pulls)), names)
         axes.set_title(f"{title} of flux_ml pulls on empty sky", fontsize=11, color=INK)
+        axes.set_xlabel("band; bars: one standard error")
     middle = [math.sqrt(low * high) for low, high in pairwise(SNRS)]
     value, low, high = (np.array([row[key] for row in complete]) for key in ("value", "low", "high"))
     found.axhline(0.9, color=FAINT, lw=0.9)
+    found.yaxis.set_major_formatter(PercentFormatter(1))
     found.errorbar(middle, value, [value - low, high - value], fmt="o-", color="#3b6fb6")
     found.set_xscale("log")
     found.set_xticks(middle, [f"{m:.1f}" for m in middle])
@@ -309,7 +312,9 @@ def figure(rows: Sequence[Row]) -> Figure:
     found.set_ylim(0, 1.03)
     found.set_xlabel("signal to noise in VIS, 0.5″ radius")
     false = next(row for row in rows if str(row["what"]).endswith("in the catalog"))
-    found.set_title(f"Completeness, at < {float(false['high']):.2f} false sources per arcmin²", fontsize=11, color=INK)
+    found.set_title("Completeness of the catalog", fontsize=11, color=INK)
+    limit = f"on empty sky fewer than {float(false['high']):.2f}\nfalse sources per arcmin² (95 %)"
+    found.text(0.97, 0.06, limit, transform=found.transAxes, ha="right", fontsize=9, color=INK)
     for axes in drawn.axes:
         clean(axes)
     return drawn

@@ -81,6 +81,19 @@ def lay_out(writer, prefixes: Mapping[str, str], bands: Sequence[str], methods: 
     writer.add_custom_scalars(layout)
 
 
+_JUDGED = ("image/image_error_typical", "accuracy/flux_scatter", "calibration/crps", "calibration/pull_width")
+"""Scores that runs are compared by, beside their settings."""
+
+
+def log_settings(writer, settings: Mapping[str, object], bands: Sequence[str], method: str) -> None:
+    """HParams: the settings of a run beside the last scores of a method, found by their tags in the same log."""
+    from torch.utils.tensorboard.summary import hparams
+
+    # SummaryWriter.add_hparams would open a run of its own, named by the clock, whose scores are constants.
+    for summary in hparams(dict(settings), {f"{tag}/{band}/{method}": 0 for tag in _JUDGED for band in bands}):
+        writer.file_writer.add_summary(summary)
+
+
 def log(
     writer,
     step: int,

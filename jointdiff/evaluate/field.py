@@ -12,7 +12,7 @@ from astropy.table import Table
 from jointdiff.errors import InputError
 from jointdiff.evaluate.accuracy import residual_chi2
 from jointdiff.evaluate.exports import Extras, export, write_picture
-from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
+from jointdiff.evaluate.figures import View, save_figure, scene_figure, views_of
 from jointdiff.forward import ForwardModel
 from jointdiff.io.products import read_truth, write_reconstruction
 from jointdiff.io.scene_files import Field
@@ -104,20 +104,16 @@ class FieldJob:
         self._export(folder, catalog, provenance)
         seen = [o.band.name for o in padded.observations]
         write_picture(folder, self.names, seen, mean.numpy(), padded.core.scale)
-        figure = scene_figure(
-            views_of(padded.observations, model(draws.mean[None])),
-            self.names,
-            mean.numpy(),
-            samples.numpy(),
-            std.numpy(),
-            self.truth,
-            padded.core.scale,
-            f"{field.name}, {self._reconstructor.method}",
-        )
-        save_figure(figure, folder / "figure.png")
+        images = (mean.numpy(), samples.numpy(), std.numpy(), self.truth)
+        self._save_picture(folder, field.name, views_of(padded.observations, model(draws.mean[None])), *images)
         chi2 = chi2_text(padded.observations, misfit(padded.observations, draws, model))
         self._tell(catalog, seconds, chi2, folder)
         return catalog
+
+    def _save_picture(self, folder: Path, title: str, views: Sequence[View], mean, samples, std, truth) -> None:
+        """figure.png of a field, or of a part of it: (C, H, W) each, samples (S, C, H, W), truth None where unknown."""
+        title, scale = f"{title}, {self._reconstructor.method}", self.padded.core.scale
+        save_figure(scene_figure(views, self.names, mean, samples, std, truth, scale, title), folder / "figure.png")
 
     def _export(self, folder: Path, catalog: Table, provenance: Mapping[str, object]) -> None:
         if self._extras.aliases != "none":
@@ -197,8 +193,12 @@ class FieldJob:
         circles = aperture_map(segments.x, segments.y, radius, shape)
         ours, theirs = (fluxes(samples.cpu(), circles).numpy() for samples in (draws.samples, other.samples))
         seen = [self.names.index(name) for name in {o.band.name for o in padded.observations}]
-        catalog["flags"] |= MODES_DISAGREE * (disagreement(ours, theirs, seen) > known.threshold)
-        catalog.meta.update(MODETHR=known.threshold, MODERATE=known.measured_rate, MODENSMP=known.samples[1])
+        flagged = disagreement(ours, theirs, seen) > known.threshold
+        catalog["flags"] |= MODES_DISAGREE * flagged
+        catalog.meta.update(known.cards)
+        print(
+            f"{self.field.name}: modes disagree on {flagged.sum()} of {len(flagged)} sources; {known.text}", flush=True
+        )
 
     def _describe(self) -> str:
         seen = [o.band.name for o in self.padded.observations]

@@ -1,8 +1,9 @@
 """What the other bands say about one, against its own data: a test of colours that needs no truth.
 
 Each observation y_o of a field is left out in turn, the sky is sampled from the others, and y_o is compared with
-A_o x_k under the covariance N_o + A_o C A_oᵀ, C that of the samples: pixel by pixel around sources, and source by
-source, in the flux that both have under the same template.
+A_o x_k + M_o ν_k under its noise N_o and the covariance of these together: pixel by pixel around sources, and source by
+source, in the flux that both have under the same template. M_o ν_k is what y_o may be off by as a whole (nuisances.py),
+drawn from p(ν): no other image tells of it.
 """
 
 from __future__ import annotations
@@ -21,18 +22,23 @@ from jointdiff.evaluate.calibration import pull_width
 from jointdiff.evaluate.figures import FAINT, INK, clean
 from jointdiff.evaluate.score_figures import PALETTE
 from jointdiff.evaluate.suite import Outcome, Row, format_rows, table_of
+from jointdiff.forward import ForwardModel
 from jointdiff.io.scene_files import Field
 from jointdiff.measure.catalog import find_sources
 from jointdiff.measure.data_checks import Data, check_against_data
 from jointdiff.measure.detection import Segments
+from jointdiff.nuisances import Levels, modes_of
+from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, pad_field
+from jointdiff.reconstruct.stars import subtract_stars
+from jointdiff.scene import Observation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LIGHT = 0.05
-"""Pixels where the model of all the data is brighter than this share of its peak, or than its noise, are a source's."""
+"""Pixels predicted to be brighter than this share of the peak, and than their noise, are a source's."""
 
 _COLUMNS = {
     "field": ("field", "{}"),
@@ -79,6 +85,8 @@ def study(methods: Sequence[Reconstructor], fields: Sequence[Field], samples: in
         padded = pad_field(field.observations, field.grid, methods[0].denoiser, field.sources)
         if len(padded.observations) < 2:
             raise InputError(f"{field.name}: one observation, expected at least two, to leave one out ({field.path})")
+        # As reconstruct treats a field: offsets and bright stars are no test of colours.
+        padded, _ = align_field(subtract_stars(padded, field.name)[0], methods[0].denoiser)
         for method in methods:
             found = leave_each_out(method, padded, field.name, samples, seed)
             rows += [{"field": field.name, "method": method.method} | row for row in found if "chi2" in row]
@@ -96,24 +104,22 @@ def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, sample
     denoiser, observations = method.denoiser, padded.observations
     names = [band.name for band in denoiser.bands]
     whole = method.sample(observations, padded.grid, samples, NoiseStream(seed, name))
-    segments = find_sources(
-        whole.samples,
-        whole.mean,
-        names,
-        padded.weight,
-        target_fwhm=denoiser.target_fwhm,
-        scale=padded.grid.scale,
-    )
     scores: list[Row] = []
     pulls: list[Row] = []
     for number, left in enumerate(observations):
         others = [o for o in observations if o is not left]
         draws = method.sample(others, padded.grid, samples, NoiseStream(seed, f"{name} without {number}"))
         model = denoiser.forward_model([left], padded.grid)
-        fitted, predicted = (model(d.samples)[0] for d in (whole, draws))
+        fitted, told = (model(d.samples)[0] for d in (whole, draws))
         fitted = fitted + whole.offsets[number] if whole.offsets else fitted
+        predicted = told + own_errors(
+            model, left, draws.mean, denoiser.levels, NoiseStream(seed, f"{name} of {number}"), samples
+        )
         image, ivar = left.image[0], left.ivar[0]
-        mean = fitted.mean(0)
+        # Neither sources nor templates know of the noise that they are compared with.
+        fwhm, scale = denoiser.target_fwhm, padded.grid.scale
+        segments = find_sources(draws.samples, draws.mean, names, padded.weight, target_fwhm=fwhm, scale=scale)
+        mean = told.mean(0)
         around = (ivar > 0) & (mean > torch.maximum(LIGHT * mean.max(), ivar.clamp(min=1e-30).rsqrt()))
         if not bool(around.any()):
             around = ivar > 0
@@ -121,18 +127,25 @@ def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, sample
         row: Row = {"band": left.band.name, "pixels": float(around.sum())}
         row["chi2_data"] = float(((image - fitted).square() * ivar)[:, around].mean())
         row["chi2"] = predictive_chi2(*at, predicted[:, around])
-        row["chi2_noise"] = float(((at[0] - predicted[:, around].mean(0)).square() * at[1]).mean())
-        flux = source_fluxes(whole.mean, names, segments, Data.of(model, [left], denoiser.bands), predicted)
+        row["chi2_noise"] = float(((at[0] - told[:, around].mean(0)).square() * at[1]).mean())
+        flux = source_fluxes(draws.mean, names, segments, Data.of(model, [left], denoiser.bands), predicted)
         found = [{"band": left.band.name} | f for f in flux]
         scores.append(row | _of_fluxes(found, samples))
         pulls += found
     return scores + pulls
 
 
+def own_errors(model: ForwardModel, left: Observation, sky: Tensor, levels: Levels, white: NoiseStream, samples: int):
+    """M ν (S, h, w), nJy per pixel: draws of what the left-out image of a sky (C, H, W) may be off by as a whole."""
+    (modes,), _ = modes_of(model, [left], sky[None], levels)
+    (drawn,) = white.normal(range(samples), [(len(modes),)], modes)
+    return torch.tensordot(drawn, modes, 1)
+
+
 def source_fluxes(mean: Tensor, names: Sequence[str], segments: Segments, data: Data, predicted: Tensor) -> list[Row]:
     """For each source with data: its maximum-likelihood flux in one observation, and in its predictions (S, h, w).
 
-    data: of that observation alone. The template is that of ``flux_ml``, from the mean (C, H, W) of all the data; both
+    data: of that observation alone. The template is that of ``flux_ml``, from the mean (C, H, W) of the others; both
     fluxes are the same linear function of pixels, so the filter does not matter. pull: of the one from the others,
     under the data's error and the samples' together.
     """
@@ -170,15 +183,19 @@ def _of_fluxes(rows: Sequence[Row], samples: int) -> Row:
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """Predicted over measured flux against the measured one's significance, and the pulls: a colour a band."""
+    """How far predicted fluxes are off the measured ones, against their significance, and the pulls: a colour a band.
+
+    Line beside the pulls: normal ones of width 1. What is beyond an axis is drawn at its rim.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    drawn = Figure(figsize=(10, 3.6), facecolor="white", layout="constrained")
+    drawn = Figure(figsize=(10, 4), facecolor="white", layout="constrained")
     fluxes, pulls = drawn.subplots(1, 2, width_ratios=[1.4, 1])
     fluxes.axhline(0, color=FAINT, lw=0.9)
     bands = list(dict.fromkeys(str(row["band"]) for row in rows))
     colours = (*PALETTE, "#c0304d", INK)
+    pulled: list[np.ndarray] = []
     for number, band in enumerate(bands):
         own = [row for row in rows if row["band"] == band]
         bright = [row for row in own if row["flux"] > 5 * row["flux_err"]]
@@ -187,15 +204,21 @@ def figure(rows: Sequence[Row]) -> Figure:
         bars = [row["spread"] / row["flux"] for row in bright]
         colour = colours[number % len(colours)]
         fluxes.errorbar(snr, error, bars, fmt="o", ms=4, lw=0.8, color=colour, label=f"without {band}")
-        values = np.clip([row["pull"] for row in own], -6, 6)
-        pulls.hist(values, np.linspace(-6, 6, 25).tolist(), histtype="step", lw=1.4, color=colour)
+        pulled.append(np.clip([row["pull"] for row in own], -6, 6))
     fluxes.set_xscale("log")
     fluxes.set_ylim(-1.05, 1.05)
     fluxes.yaxis.set_major_formatter(PercentFormatter(1))
     fluxes.set_xlabel("signal to noise of the measured flux")
-    fluxes.set_title("Flux predicted from the other bands, over the measured one", fontsize=11, color=INK)
+    fluxes.set_ylabel("predicted / measured - 1")
+    fluxes.set_title("Fluxes above 5σ, predicted from the other bands", fontsize=11, color=INK)
     if bands:
-        fluxes.legend(frameon=False, fontsize=9)
+        edges = np.linspace(-6, 6, 25)
+        pulls.hist(pulled, edges.tolist(), stacked=True, color=[colours[n % len(colours)] for n in range(len(bands))])
+        at, count = np.linspace(-6, 6, 121), (edges[1] - edges[0]) * sum(map(len, pulled))
+        pulls.plot(at, count * np.exp(-(at**2) / 2) / math.sqrt(2 * math.pi), color=INK, lw=1)
+        handles, labels = fluxes.get_legend_handles_labels()
+        drawn.legend(handles, labels, ncols=len(labels), frameon=False, fontsize=9, loc="outside lower center")
+    pulls.set_ylabel("sources")
     pulls.set_xlabel("(predicted - measured) / stated error")
     pulls.set_title("Pulls of all sources", fontsize=11, color=INK)
     for axes in drawn.axes:

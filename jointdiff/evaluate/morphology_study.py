@@ -144,6 +144,7 @@ def summary(found: Sequence[Row]) -> list[Row]:
 def figure(rows: Sequence[Row]) -> Figure:
     """Coverage, and scatter and bias over the spread of the truth, of each quantity; one colour a method."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     drawn = Figure(figsize=(12, 3.6), facecolor="white", layout="constrained")
     inside, error = drawn.subplots(1, 2)
@@ -162,10 +163,12 @@ def figure(rows: Sequence[Row]) -> Figure:
         error.errorbar(at, bias / spread, scatter / spread, fmt="o", ms=4, color=colour, label=method)
     inside.set_title(f"Coverage (nominal: {COVERAGE_LEVEL:.0%})", fontsize=11, color=INK)
     inside.set_ylim(0, 1)
+    inside.yaxis.set_major_formatter(PercentFormatter(1))
     error.set_title("Bias, with the scatter as its bar, over the spread of the truth", fontsize=11, color=INK)
     for axes in drawn.axes:
         axes.set_xticks(range(len(QUANTITIES)), QUANTITIES, rotation=20)
         clean(axes)
     if methods:
-        inside.legend(frameon=False, fontsize=9)
+        handles, labels = inside.get_legend_handles_labels()
+        drawn.legend(handles, labels, ncols=len(labels), frameon=False, fontsize=9, loc="outside lower center")
     return drawn

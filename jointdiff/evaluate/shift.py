@@ -204,6 +204,10 @@ def figure(rows: Sequence[Row], names: Sequence[str]) -> Figure:
         if key.endswith("_over"):
             axes.set_xscale("symlog", linthresh=2)
             axes.set_xlim(left=0)
+            largest = max(2.0, axes.get_xlim()[1])
+            ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100) if tick <= largest]
+            axes.set_xticks(ticks, map(str, ticks))
+            axes.minorticks_off()
         if key in ("flux_bias", "coverage"):
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_yticks(list(places.values()), list(told.values()))

@@ -75,7 +75,7 @@ def _score(method: Diffusion, trials: Validation, names: Sequence[str]) -> list[
 def figure(rows: Sequence[Row]) -> Figure:
     """Scores, means over the bands, against evaluations: one line a solver; dotted, the joint Wiener filter's."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
     panels = (
         ("image_error_typical", "Image error, median scene", None),
@@ -96,10 +96,10 @@ def figure(rows: Sequence[Row]) -> Figure:
             name = f"{solver} (ours)" if solver == DEFAULT else solver
             axes.plot(x, y, "o-", ms=4, lw=2 if solver == DEFAULT else 1.3, color=colour, label=name)
         inside = [row[key] for row in chosen if row["solver"] in SOLVERS]
-        best = min(inside)
-        axes.set_ylim(
-            top=min(max(inside) * 1.05, 2.5 * best)
-        )  # what a few steps do to a solver may be beyond all scale
+        if key != "seconds":  # what a few steps do to a solver may be beyond all scale
+            axes.set_ylim(top=min(max(inside) * 1.05, 2.5 * min(inside)))
+        if key in ("flux_scatter", "coverage"):
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         for row in chosen:
             if row["solver"] not in SOLVERS and key != "seconds":
                 axes.axhline(row[key], color=INK, lw=1, ls=":", label=f"{row['solver']}")

@@ -29,7 +29,8 @@ FLAGS = {
     32: "a band has correlated noise, its spectrum and level estimated from sky pixels, or white for want of them",
     64: "ground data were in part taken in with the covariance of the prior, for the network's did not converge",
     128: "near a star that outshone the field, was subtracted and is masked",
-    256: "the amortized and the factorized mode disagree by more than MODETHR: not what the network was trained on",
+    256: "the amortized and the factorized mode disagree by more than MODETHR, as MODERATE of sound sources "
+    "do; without MODETHR it was not looked at",
     512: "the network contradicted the data here: in a tenth of the samples or more, the Gaussian posterior stands in",
 }
 """The bits of the column ``flags``."""

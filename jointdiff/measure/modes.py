@@ -29,6 +29,39 @@ class ModeCheck:
         """False alarms per source."""
         return self.alarms / self.sources if self.sources else float("nan")
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the measured rate (Clopper & Pearson 1934, Biometrika 26, 404), as if sources were independent."""
+        from scipy.stats import binomtest
+
+        if not self.sources:
+            return 0.0, 1.0
+        low, high = binomtest(self.alarms, self.sources).proportion_ci(0.95)
+        return float(low), float(high)
+
+    @property
+    def cards(self) -> dict[str, float]:
+        """What the header of a catalog that was checked says of the flag."""
+        low, high = self.interval
+        told = {"MODETHR": self.threshold, "MODERATE": self.measured_rate, "MODELOW": low, "MODEHIGH": high}
+        return told | {"MODESRC": self.sources, "MODENSMP": self.samples[1]}
+
+    @property
+    def text(self) -> str:
+        """The false-alarm rate in words."""
+        low, high = self.interval
+        return (
+            f"{self.measured_rate:.1%} of sources with nothing wrong are flagged ({low:.1%} to {high:.1%}: "
+            f"{self.alarms} of {self.sources} in {self.scenes} simulated scenes)"
+        )
+
+
+UNMEASURED = (
+    "how often it flags where nothing is wrong was not measured, and reconstruct refuses it: "
+    "--calibration.mode_scenes 24 measures"
+)
+"""In place of a ModeCheck's text."""
+
 
 def disagreement(amortized: np.ndarray, factorized: np.ndarray, used=slice(None)) -> np.ndarray:
     """Largest |z| of a source over the bands ``used``, (K,), from samples of its fluxes in each mode, (S, K, C).

@@ -15,7 +15,7 @@ from jointdiff.io.products import merge_catalogs, read_catalog, write_catalog
 from jointdiff.measure.catalog import MODES_DISAGREE, measure
 from jointdiff.measure.conformal import FILE, Calibration, ErrorScales, quantities, read_calibration
 from jointdiff.measure.modes import ModeCheck
-from jointdiff.reconstruct.checkpoint import fingerprint, save_denoiser
+from jointdiff.reconstruct.checkpoint import fingerprint
 from jointdiff.settings import CalibrationConfig, Config
 from tests.contracts.test_catalog import NAMES, scene
 from tests.contracts.test_reconstruct_cli import BANDS, command, mistake, plant
@@ -24,14 +24,6 @@ from tests.scene_folders import write_good_scene
 
 EDGES = (10.0, 100.0)
 CHECK = ModeCheck(1.5, 0.02, (32, 2), 24, 90, 2)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A checkpoint of a network that says something, so that the modes differ."""
-    folder = tmp_path_factory.mktemp("run") / "model"
-    save_denoiser(untrained(BANDS, seed=4), folder)
-    return folder
 
 
 @pytest.fixture
@@ -191,7 +183,22 @@ def test_both_modes_want_a_threshold(modes, evaluations, told, copy, tmp_path, c
     assert line.startswith("mode both with 4 evaluations: ") and told in line and FILE in line
 
 
-def test_modes_that_disagree_are_flagged(copy, tmp_path, monkeypatch):
+def test_the_false_alarm_rate_is_told_with_what_is_known_of_it():
+    """Without an alarm in n sources the rate is below 1 − 0.025^(1/n) at 97.5 % (Clopper & Pearson 1934)."""
+    none = replace(CHECK, alarms=0)
+    assert none.interval == pytest.approx((0, 1 - 0.025 ** (1 / 90)))
+    assert CHECK.cards == {
+        "MODETHR": 1.5,
+        "MODERATE": 2 / 90,
+        "MODELOW": CHECK.interval[0],
+        "MODEHIGH": CHECK.interval[1],
+        "MODESRC": 90,
+        "MODENSMP": 2,
+    }
+    assert CHECK.text.startswith("2.2% of sources with nothing wrong are flagged (0.3% to 7.8%: 2 of 90")
+
+
+def test_modes_that_disagree_are_flagged(copy, tmp_path, monkeypatch, capsys):
     """A network that was never trained says of the ground what its likelihood denies."""
     field = write_good_scene(tmp_path / "good")
     plant(field, 400)
@@ -204,6 +211,8 @@ def test_modes_that_disagree_are_flagged(copy, tmp_path, monkeypatch):
         flags[name] = catalog["flags"] & MODES_DISAGREE
         assert catalog.meta["MODETHR"] == threshold and catalog.meta["MODENSMP"] == 2
         assert catalog.meta["MODERATE"] == pytest.approx(2 / 90) and catalog.meta["MODE"] == "amortized"
+        told = f"modes disagree on {(flags[name] > 0).sum()} of {len(catalog)} sources; {CHECK.text}"
+        assert told in capsys.readouterr().out
     assert len(flags["strict"]) and flags["strict"].all() and not flags["lax"].any()
     assert cli.main(command(field, copy, tmp_path / "alone")) == 0
     alone, both = (read_catalog(tmp_path / name / "catalog.fits") for name in ("alone", "lax"))

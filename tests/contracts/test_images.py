@@ -10,6 +10,7 @@ from astropy.io import fits
 from jointdiff import build, cli, config
 from jointdiff.errors import InputError
 from jointdiff.io.shards import read_index
+from jointdiff.run_folder import refuse_other_run
 from jointdiff.simulate.images import find_images
 from tests.pictures import gaussian_light, write_picture
 from tests.runs import TINY, finish, start, tiny_config
@@ -95,10 +96,10 @@ def test_a_run_without_the_newer_settings_goes_on(tmp_path):
     for key in ("source", "images", "image_fraction", "redshifts"):
         del content["library"][key]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    config._refuse_other_run(tiny_config(tmp_path), tmp_path)
+    refuse_other_run(tiny_config(tmp_path), tmp_path)
     other = tiny_config(tmp_path, "--library.source", "tng", "--library.images", "x")
     with pytest.raises(InputError, match=r"library\.images is x, expected .* as in"):
-        config._refuse_other_run(other, tmp_path)
+        refuse_other_run(other, tmp_path)
 
 
 @pytest.mark.parametrize(("source", "folder"), [("tng", "skirt"), ("cosmos", "cosmos")])

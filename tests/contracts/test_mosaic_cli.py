@@ -15,20 +15,12 @@ from jointdiff.io.scene_files import read_field
 from jointdiff.reconstruct import tiles
 from jointdiff.reconstruct.api import build_reconstructor, reconstruct
 from jointdiff.reconstruct.base import Draws
-from jointdiff.reconstruct.checkpoint import load_denoiser, save_denoiser
+from jointdiff.reconstruct.checkpoint import load_denoiser
 from jointdiff.reconstruct.store import TileStore
 from jointdiff.reconstruct.tiles import Tile
 from jointdiff.reconstruct.wiener import Wiener
-from tests.contracts.test_reconstruct_cli import BANDS, command, mistake, plant
-from tests.denoisers import untrained
+from tests.contracts.test_reconstruct_cli import command, mistake, plant
 from tests.scene_folders import write_good_scene
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "model"
-    save_denoiser(untrained(BANDS, seed=4), folder)
-    return folder
 
 
 @pytest.fixture

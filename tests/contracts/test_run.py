@@ -15,6 +15,7 @@ from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.diffusion.loss import DenoisingLoss
 from jointdiff.errors import InputError
 from jointdiff.io.scene_files import read_field
+from jointdiff.run_folder import refuse_other_run
 from jointdiff.settings import Config, NetworkConfig, SceneConfig
 from tests.denoisers import DEMO_BANDS, untrained
 from tests.runs import TINY, make_library, new_run, tiny_config
@@ -134,9 +135,9 @@ def test_what_is_watched_may_change(run):
     watched = ["checkpoint_every", "log_every", "validate_every"]
     watched += ["validation_scenes", "validation_cut_scenes", "validation_samples"]
     options = [text for name in watched for text in (f"--training.{name}", "7")]
-    config._refuse_other_run(tiny_config(run, *options, "--library.workers", "2", "--sampling.scenes", "9"), run)
+    refuse_other_run(tiny_config(run, *options, "--library.workers", "2", "--sampling.scenes", "9"), run)
     with pytest.raises(InputError, match=r"training\.batch_size is 7, expected 2 as in "):
-        config._refuse_other_run(tiny_config(run, "--training.batch_size", "7"), run)
+        refuse_other_run(tiny_config(run, "--training.batch_size", "7"), run)
 
 
 def test_ready_scenes_are_drawn_again_only_for_other_settings(simulated, tmp_path):

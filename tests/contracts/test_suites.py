@@ -1,19 +1,23 @@
 """The suites of evaluate: what the command leaves behind, and that it goes on where it was."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from astropy.table import Table
 
-from jointdiff import cli, suites
+from jointdiff import cli, config, suites
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
-from jointdiff.evaluate import solver_study
+from jointdiff.evaluate import length_study, solver_study
 from jointdiff.evaluate.suite import Kept, format_rows, table_of
 from jointdiff.reconstruct.checkpoint import save_denoiser
 from tests.denoisers import DEMO_BANDS, galaxy_prior
-from tests.runs import TINY, make_library, pictures
+from tests.runs import TINY, make_library, pictures, tiny_config
 
 pytestmark = pytest.mark.usefixtures("own_process")
 
@@ -122,6 +126,77 @@ def test_a_benchmark_goes_on_where_it_was_and_says_the_same(run, tmp_path, monke
         assert old["score"] in timed or str(tuple(old)) == str(tuple(new))
 
 
+@pytest.fixture(scope="module")
+def lengths(run, tmp_path_factory) -> list[Path]:
+    """Runs of 8 and 4 steps, the first with the library."""
+    folders = [run, tmp_path_factory.mktemp("length")]
+    for folder, steps in zip(folders, ("8", "4"), strict=True):
+        config.save_config(tiny_config(folder, "--training.steps", steps), folder / "config.yaml")
+    save_denoiser(untrained_with(4), folders[1] / "model")
+    return folders
+
+
+def untrained_with(seed: int, scale: float = 1.0) -> Denoiser:
+    """A network that says something of its own. scale: of Γ."""
+    prior = galaxy_prior(len(DEMO_BANDS))
+    denoiser = Denoiser(DEMO_BANDS, 0.1, 0.2, len(prior.wavenumbers), (16, 16), 1)
+    denoiser.set_prior(replace(prior, covariances=scale * prior.covariances))
+    exit_ = denoiser.network.exit.weight
+    exit_.data = 0.02 * torch.randn(exit_.shape, generator=torch.Generator().manual_seed(seed))
+    return denoiser.eval()
+
+
+def test_scores_against_the_length_of_training(lengths, monkeypatch, capsys):
+    run, other = lengths
+    runs = ("--suite", "length", "--runs", f"[{other}]", "--sampling.scenes", "2", "--calibration.scenes", "1")
+    assert evaluate(run, *runs) == 0
+    folder, told = run / "evaluation" / "length", capsys.readouterr().out
+    assert "4 steps: " in told and "8 steps: " in told and " bars met" in told and (folder / "length.png").is_file()
+    table = Table.read(folder / "table.ecsv", format="ascii.ecsv")
+    assert set(table["steps"]) == {4, 8} and set(table["band"]) == {"VIS", *"grizy"}
+    every = table[np.isinf(table["snr_low"]) & np.isinf(table["snr_high"])]
+    assert len(every) == 12
+    for name in ("pull_width", "coverage", "coverage_scaled", "crps_ratio", "image_error_typical_ratio"):
+        low, value, high = (every[name + end] for end in ("_low", "", "_high"))
+        assert np.isfinite(value).all() and (low <= high).all(), name
+    one, two = (every[every["steps"] == steps] for steps in (4, 8))
+    assert list(one["sources"]) == list(two["sources"]), "the same scenes, sources of the same reference"
+    assert (np.asarray(one["crps_ratio"]) != two["crps_ratio"]).all()
+    monkeypatch.setattr(length_study, "score_rows", lambda *_: pytest.fail("made again"))
+    assert evaluate(run, *runs) == 0, "rows of runs that were scored are kept"
+    assert not (other / "evaluation").exists() and not (other / "model" / "calibration.json").exists()
+
+
+def _unfinished(folder: Path) -> None:
+    (folder / "checkpoints" / "step_00000003").mkdir(parents=True)
+
+
+def _of_another_prior(folder: Path) -> None:
+    save_denoiser(untrained_with(1, scale=1.1), folder / "model")
+
+
+@pytest.mark.parametrize(
+    ("options", "spoil", "told"),
+    [
+        ([], lambda folder: (folder / "config.yaml").unlink(), "no config.yaml, so not the folder of a run"),
+        (["--training.batch_size", "3"], None, "training.batch_size is 3, expected 2 as in"),
+        (["--seed", "1"], None, "seed is 1, expected 0 as in"),
+        (["--training.steps", "8"], None, "of 8 steps, expected one run of each length"),
+        ([], _unfinished, "step_00000003 of 12 steps, expected a finished run"),
+        ([], _of_another_prior, "Γ is not that of"),
+    ],
+)
+def test_runs_that_are_not_of_one_curve_are_refused(options, spoil, told, lengths, tmp_path, capsys):
+    run, other = lengths[0], tmp_path / "other"
+    shutil.copytree(lengths[1] / "model", other / "model")
+    config.save_config(tiny_config(other, "--training.steps", "12", *options), other / "config.yaml")
+    if spoil is not None:
+        spoil(other)
+    assert evaluate(run, "--suite", "length", "--runs", f"[{other}]") == 2
+    line = capsys.readouterr().err
+    assert "runs" in line and told in line and str(other) in line and line.count("\n") == 1
+
+
 def test_every_suite_of_the_command_has_a_function():
     from typing import get_args
 
@@ -135,6 +210,8 @@ def test_every_suite_of_the_command_has_a_function():
     [
         (["--suite", "solvers"], "solvers"),
         (["--suite", "blank", "--leave_one_out", "a.yaml"], "suite is blank, expected scoreboard, which it leaves out"),
+        (["--suite", "length"], "runs is [], expected folders of runs with suite length"),
+        (["--runs", "[a]"], "runs is ['a'], expected folders of runs with suite length, and with no other suite"),
         (["--leave_one_out", "no_such/scene.yaml"], "no_such/scene.yaml"),
     ],
 )

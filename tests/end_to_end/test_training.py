@@ -13,7 +13,7 @@ from jointdiff import cli
 from jointdiff.io.products import read_catalog
 from jointdiff.measure.conformal import read_calibration
 from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
-from tests.runs import TINY, finish, kill_after, make_library, new_run, pictures, scalars, start
+from tests.runs import TINY, finish, hyperparameters, kill_after, make_library, new_run, pictures, scalars, start
 
 STEPS = 8
 
@@ -113,8 +113,10 @@ def test_tensorboard_says_how_it_went(runs):
     assert len(levels) == 8
     assert {f"figures/{name}" for name in ("photometry", "magnitude", "snr", "scene_0000")} <= pictures(run)
     assert {f"validation_cut/figures/{name}" for name in ("photometry", "cut_0000")} <= pictures(run)
-    (hyper,) = (run / "tensorboard").rglob("hparams.yml")
-    assert "training.learning_rate: 0.001" in hyper.read_text()
+    settings, compared = hyperparameters(run)
+    assert settings["training.learning_rate"] == pytest.approx(1e-3) and settings["filters.g"] == "hsc-g"
+    assert compared and compared <= logged.keys(), "scores that runs are compared by"
+    assert [path for path in (run / "tensorboard").iterdir() if path.is_dir()] == [], "one run in the list, not two"
 
 
 def test_each_validation_leaves_its_catalog(runs):
@@ -139,6 +141,7 @@ def test_an_evaluation_scores_raw_and_scaled_errors(runs, tmp_path, capsys, own_
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert "  scaled" in printed and "scaled width" in printed and " bars met; " in printed
+    assert "mode both: how often it flags" in printed
     assert read_calibration(run / "model") == known
     folder = run / "evaluation"
     catalog = read_catalog(folder / "catalog.fits")

@@ -8,9 +8,11 @@ import torch
 
 from jointdiff.errors import InputError
 from jointdiff.evaluate import leave_one_out
+from jointdiff.evaluate.calibration import pull_width
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import apply, field, spectrum
 from jointdiff.io.scene_files import read_field
+from jointdiff.nuisances import Levels, modes_of
 from jointdiff.reconstruct.field import PaddedField
 from jointdiff.reconstruct.wiener import Wiener
 from jointdiff.scene import Grid
@@ -37,13 +39,21 @@ def test_a_perfect_prediction_has_a_chi2_of_one(samples, noise):
     assert leave_one_out.predictive_chi2(image, torch.full((count,), noise**-2), narrow) > found
 
 
-@pytest.fixture(scope="module")
-def skies():
-    """Fields drawn from the prior of a denoiser, seen through three bands: the Wiener filter knows their posterior."""
+SKIES = 8
+LEVELS = Levels(jitter=0.03, zero_point=0.1, sky=3.0)
+"""So large that without them the pulls of a left-out image are 1.7 wide (rms), not 1."""
+
+
+def sky_fields(levels: Levels) -> tuple[Wiener, list[PaddedField]]:
+    """Fields drawn from the prior of a denoiser, seen through three bands: the Wiener filter knows their posterior.
+
+    levels: of the errors of each image, which are as nuisances.py has them, to first order about the true sky.
+    """
     denoiser = untrained([(band.name, band.filter) for band in BANDS])
+    denoiser.levels = levels
     root = torch.linalg.cholesky(denoiser.prior.on(TORUS))
     fields = []
-    for seed in range(4):
+    for seed in range(SKIES):
         generator = torch.Generator().manual_seed(seed)
         white = torch.randn(1, 3, *TORUS.shape, generator=generator)
         scene = 3 * field(apply(root, spectrum(white)), TORUS)
@@ -52,29 +62,37 @@ def skies():
             observe(b, grids[n], generator, 1, rough=0.0) for b, n in zip(BANDS, ("same", "lsst", "lsst"), strict=True)
         ]
         frames = [o.to(torch.float32) for o in frames]
-        images = ForwardModel(TORUS, BANDS, denoiser.target_fwhm, frames)(scene)
+        model = ForwardModel(TORUS, BANDS, denoiser.target_fwhm, frames)
+        modes, _ = modes_of(model, frames, scene, levels)
+        errors = torch.randn(len(modes[0]), generator=generator)
         noisy = [
-            replace(o, image=image + torch.randn(image.shape, generator=generator))
-            for o, image in zip(frames, images, strict=True)
+            replace(o, image=image + torch.tensordot(errors, m, 1) + torch.randn(image.shape, generator=generator))
+            for o, m, image in zip(frames, modes, model(scene), strict=True)
         ]
         fields.append(PaddedField(tuple(noisy), TORUS, TORUS, (0, 0)))
     return Wiener(denoiser), fields
 
 
-def _scores(skies, factor: float) -> tuple[dict[str, float], np.ndarray]:
-    """χ² of each band left out, and the pulls of all sources, with the last band's data multiplied."""
+@pytest.fixture(scope="module")
+def skies():
+    return sky_fields(Levels())
+
+
+SAMPLES = 16
+
+
+def _scores(skies, factor: float) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """For each band left out its χ², and the pulls of all sources, with the last band's data multiplied."""
     method, fields = skies
     chi2: dict[str, list[float]] = {}
-    pulls = []
+    pulls: dict[str, list[float]] = {}
     for number, padded in enumerate(fields):
         *same, last = padded.observations
         changed = replace(padded, observations=(*same, replace(last, image=factor * last.image)))
-        for row in leave_one_out.leave_each_out(method, changed, f"sky{number}", 12, 0):
-            if "pull" in row:
-                pulls += [row["pull"]] * (row["band"] == last.band.name)
-            else:
-                chi2.setdefault(row["band"], []).append(row["chi2"])
-    return {band: float(np.mean(values)) for band, values in chi2.items()}, np.array(pulls)
+        for row in leave_one_out.leave_each_out(method, changed, f"sky{number}", SAMPLES, 0):
+            scores, key = (pulls, "pull") if "pull" in row else (chi2, "chi2")
+            scores.setdefault(row["band"], []).append(row[key])
+    return {band: float(np.mean(v)) for band, v in chi2.items()}, {band: np.array(v) for band, v in pulls.items()}
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +102,25 @@ def right(skies):
 
 def test_an_exact_posterior_predicts_what_it_did_not_see(right):
     """Of the prior's own skies: χ² of neighbouring pixels is correlated, some 40 modes a band and sky are not."""
-    chi2, pulls = right
-    assert all(value == pytest.approx(1, abs=4 * np.sqrt(2 / 160)) for value in chi2.values()), chi2
-    assert len(pulls) > 20
-    assert np.median(np.abs(pulls)) == pytest.approx(0.7, abs=4 * 1.2 / np.sqrt(len(pulls)))
+    chi2, pulls = right[0], np.concatenate([*right[1].values()])
+    assert all(value == pytest.approx(1, abs=4 * np.sqrt(2 / (40 * SKIES))) for value in chi2.values()), chi2
+    assert len(pulls) > 150
+    # The NMAD of n normal pulls errs by 1.17/√n, their median by 1.25/√n.
+    assert pull_width(pulls, SAMPLES) == pytest.approx(1, abs=3 * 1.17 / np.sqrt(len(pulls)))
+    assert np.median(pulls) == pytest.approx(0, abs=3 * 1.25 / np.sqrt(len(pulls)))
+
+
+def test_what_the_left_out_image_is_off_by_as_a_whole_is_in_its_error():
+    """Its zero point, position and sky level, which no other image tells of: one draw for all sources of an image."""
+    pulls = np.concatenate([*_scores(sky_fields(LEVELS), 1.0)[1].values()])
+    variance = (pulls**2).mean() * (SAMPLES - 3) / (SAMPLES - 1)  # Student's t
+    assert np.sqrt(variance) == pytest.approx(1, abs=3 / np.sqrt(2 * 3 * SKIES))
 
 
 def test_data_of_another_colour_do_not_fit(skies, right):
     (fit, fits), (wrong, pulls) = right, _scores(skies, 1.6)
     assert wrong["i"] > 1.3 * fit["i"]
-    assert np.median(np.abs(pulls)) > 1.5 * np.median(np.abs(fits))
+    assert np.median(np.abs(pulls["i"])) > 1.5 * np.median(np.abs(fits["i"]))
 
 
 def test_the_study_of_a_field_from_its_file(tmp_path):

@@ -96,7 +96,7 @@ def test_the_joint_posterior_is_that_of_the_wider_noise(monkeypatch):
     fixed = torch.where(both.learnt, 0.0, torch.randn(13, generator=torch.Generator().manual_seed(2)).double())
     assert both.count == 13 and torch.equal(both.draw(fixed[None])[0, ~both.learnt], fixed[~both.learnt])
     with monkeypatch.context() as patch:  # the same M, which is that of the mean of the images as they were served
-        patch.setattr(module, "_modes", lambda *_: ([m[both.learnt] for m in both.modes], both.learnt[both.learnt]))
+        patch.setattr(module, "modes_of", lambda *_: ([m[both.learnt] for m in both.modes], both.learnt[both.learnt]))
         again = nuisances_of(exact(both.corrected(fixed[None]), grid), LEVELS)
     given = both.sky(both.draw(fixed[None]))
     assert ((given - again.sky(again.mean[None])) / deviation).abs().max() < 1e-5
