@@ -239,7 +239,7 @@ def _binned(images: np.ndarray, side: float, largest: float) -> tuple[np.ndarray
 def _planes(path: Path) -> Iterator[tuple[int, dict, str]]:
     """Number, header (the primary's keys included) and filter of each image of a file.
 
-    Those through other filters are left out: some of TNG's files go on to the infrared. Raises InputError where all are.
+    Other filters are left out: some of TNG's files go on to the infrared. Raises InputError where none is known.
     """
     names: list[str] = []
     with open_fits(path, "library.images") as hdus:

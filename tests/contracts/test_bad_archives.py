@@ -43,7 +43,7 @@ def test_one_line_names_what_is_wrong(tmp_path, capsys):
         ("euclid-q1", [tile["image"], small["rms"], tile["psf"]], (), "VIS: 50 × 80 pixels, but the image has 60 × 80"),
         ("euclid-q1", bare.values(), (), "VIS: MAGZERO is None"),
         ("euclid-q1", negative.values(), (), "VIS: rms is negative in 4800 pixels"),
-        ("euclid-q1", four, far, "VIS: (10.00000, -5.00000) and 20 arcsec around it are outside the image"),
+        ("euclid-q1", four, far, "VIS: (10.00000, -5.00000) is outside the image, whose middle is at (150."),
         ("euclid-q1", four, ("--bands", "[VIS,g]"), "bands is ['VIS', 'g'], expected some of VIS"),
         ("euclid-q1", four, ("--add",), "no scene to add to"),
         ("lsst", [coadd], (), "r: its image was given, but no PSF"),

@@ -18,7 +18,7 @@ from astropy.io import fits
 from jointdiff.errors import InputError
 from jointdiff.io.fits import FitsImage, open_fits, read_image
 from jointdiff.io.observations import MAX_PSF
-from jointdiff.io.surveys.product import Product, Wanted, bits, make_product, read_beside
+from jointdiff.io.surveys.product import Product, Wanted, bits, check_pixels, make_product, read_beside
 from jointdiff.scene import Band
 from jointdiff.survey import Depth, load_survey
 from jointdiff.units import AB_ZEROPOINT_NJY
@@ -93,7 +93,7 @@ def _band_of(header: fits.Header, path: Path, archive: _Archive) -> str:
     """From the header's FILTER or BAND (g, HSC-G, r2, i_sim_1.4, LSST-r), else from the file's name."""
     for key in ("FILTER", "BAND"):
         text = str(header.get(key, "")).strip()
-        match = re.fullmatch(r"(?:HSC-|LSST-)?([A-Za-z])(?:2|_.*)?", text)
+        match = re.fullmatch(rf"(?:{archive.survey}-)?([A-Z])(?:2|_.*)?", text, re.IGNORECASE)
         if match and match[1].lower() in archive.bands:
             return match[1].lower()
         if text:
@@ -111,6 +111,7 @@ def _read_band(name: str, path: Path, psf_path: Path, wanted: Wanted | None, arc
         first, planes = hdus[0].header.copy(), [_plane(hdu) for hdu in hdus]
     number = planes.index(True)  # _kind saw one
     image = read_image(f"{path}[{number}]", Path(), name, view=wanted)
+    check_pixels(image, load_survey(archive.survey).pixel_scale, name, archive.name)
     has_mask, has_variance = (planes[number + step : number + step + 1] == [True] for step in (1, 2))
     notes: list[str] = []
     masked: np.ndarray | None = None

@@ -4,6 +4,7 @@ F814W is no band of a scene: simulate/mock_vis.py makes of it what VIS would hav
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -122,10 +123,20 @@ def _pixel(psf: FitsImage) -> float | None:
 
 
 def _zeropoint(image: FitsImage) -> tuple[float, tuple[str, ...]]:
-    """From PHOTFLAM and PHOTPLAM (ACS Data Handbook, section 5.1), in HDU 0 or the image's; else that of COSMOS."""
+    """From PHOTFLAM and PHOTPLAM (ACS Data Handbook, section 5.1), in HDU 0 or the image's; else that of COSMOS.
+
+    Raises InputError for another filter, and for pixels that are not electrons a second.
+    """
     with open_fits(Path(image.address.split("[")[0]), "F814W") as hdus:
         header = hdus[0].header.copy()
     header.update(image.header)
+    for key in ("FILTER", "FILTER1", "FILTER2"):
+        name = str(header.get(key, "")).strip().upper()
+        if name and not name.startswith(("CLEAR", "F814W")):
+            raise InputError(f"F814W: {key} is {name}, and mock VIS is made of F814W alone ({image.address})")
+    unit = str(header.get("BUNIT", "")).strip()
+    if unit and not re.fullmatch(r"cps|(electrons?|e-?|counts?)(/s(ec)?|/second| s-1)", unit, re.IGNORECASE):
+        raise InputError(f"F814W: BUNIT is {unit}, expected electrons a second ({image.address})")
     flam, plam = header.get("PHOTFLAM"), header.get("PHOTPLAM")
     if isinstance(flam, float) and isinstance(plam, int | float) and flam > 0 and plam > 0:
         return -2.5 * math.log10(flam) - 5 * math.log10(plam) - 2.408, ()
@@ -134,6 +145,8 @@ def _zeropoint(image: FitsImage) -> tuple[float, tuple[str, ...]]:
 
 def _scaled_variance(image: FitsImage, weight: FitsImage, njy: float) -> np.ndarray:
     """(h, w), counts², as 1/weight, such that the sky has the scatter that it has. njy: of one count."""
+    if (negative := int((weight.data < 0).sum())) > 0:
+        raise InputError(f"F814W: weights are negative in {negative} pixels: no drizzle weights ({weight.address})")
     seen = np.isfinite(image.data) & (weight.data > 0)
     if not seen.any():
         raise InputError(f"F814W: no pixel has a weight ({weight.address})")

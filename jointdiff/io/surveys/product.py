@@ -3,18 +3,18 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from astropy.wcs import NoConvergence
+from astropy.wcs import WCS, NoConvergence
 
 from jointdiff.errors import InputError
 from jointdiff.io.fits import FitsImage, Part, read_image
 from jointdiff.io.observations import Exposure, normalised
 from jointdiff.io.surveys.sky import measure_sky, variance_of
-from jointdiff.io.wcs import celestial_wcs
+from jointdiff.io.wcs import celestial_wcs, image_centre
 from jointdiff.scene import Band
 from jointdiff.survey import Depth
 from jointdiff.units import ARCSEC_PER_DEGREE, njy_per_count
@@ -45,28 +45,45 @@ class Wanted:
     side: float
 
     def __call__(self, header: fits.Header, shape: tuple[int, int], label: str, place: str) -> Part:
-        """Rows and columns of the square, cut at the image's edges. Raises InputError where none is in the image."""
-        wcs = celestial_wcs(header, label, place)
+        """Rows and columns of the square, cut at the image's edges. Raises InputError where its centre is outside."""
+        return self.part(celestial_wcs(header, label, place), shape, label, place)
+
+    def part(self, wcs: WCS, shape: tuple[int, int], label: str, place: str) -> Part:
+        """The same, of an image whose WCS is known."""
         try:
             x, y = wcs.celestial.world_to_pixel(_icrs(self.centre))
         except (NoConvergence, ValueError):
             x = y = math.nan
-        scale = math.sqrt(abs(np.linalg.det(wcs.celestial.pixel_scale_matrix))) * ARCSEC_PER_DEGREE
-        half = self.side / scale / 2
-        parts = []
+        if not (-0.5 <= y <= shape[0] - 0.5 and -0.5 <= x <= shape[1] - 0.5):
+            middle = image_centre(wcs, shape, label, place)
+            there, here = (f"({ra:.5f}, {dec:.5f})" for ra, dec in (self.centre, middle))
+            raise InputError(f"{label}: {there} is outside the image, whose middle is at {here} ({place})")
+        half, parts = self.side / _pixel(wcs) / 2, []
         for middle, length in ((y, shape[0]), (x, shape[1])):
-            # A pixel belongs to the square if its centre does, with room for the rounding of a WCS.
-            start, stop = (
-                max(0, math.ceil(middle - half - 1e-6)) if np.isfinite(middle) else length,
-                min(length, math.floor(middle + half + 1e-6) + 1) if np.isfinite(middle) else 0,
-            )
-            if stop <= start:
-                ra, dec = self.centre
-                raise InputError(
-                    f"{label}: ({ra:.5f}, {dec:.5f}) and {self.side:g} arcsec around it are outside the image ({place})"
-                )
-            parts.append(slice(start, stop))
+            # A pixel belongs to the square if its centre does, with room for the rounding of a WCS; the nearest always.
+            nearest = min(round(float(middle)), length - 1)
+            start = min(max(0, math.ceil(middle - half - 1e-6)), nearest)
+            parts.append(slice(start, max(min(length, math.floor(middle + half + 1e-6) + 1), nearest + 1)))
         return parts[0], parts[1]
+
+
+def cut(product: Product, wanted: Wanted) -> Product:
+    """The square of a product. Raises InputError where its centre is outside the image, or all of it is masked."""
+    exposure = product.exposure
+    rows, columns = wanted.part(exposure.wcs, exposure.image.shape, exposure.band.name, exposure.place)
+    image, ivar = exposure.image[rows, columns], exposure.ivar[rows, columns]
+    if not ivar.any():
+        raise InputError(f"{exposure.band.name}: all {ivar.size} pixels are masked ({exposure.place})")
+    part = replace(exposure, image=image, ivar=ivar, wcs=exposure.wcs[rows, columns])
+    height, width = (side * _pixel(exposure.wcs) for side in image.shape)
+    if min(height, width) > wanted.side - 2 * _pixel(exposure.wcs):
+        return Product(part, product.notes)
+    return Product(part, (*product.notes, f"the image ends within it: {height:.1f} × {width:.1f} arcsec"))
+
+
+def _pixel(wcs: WCS) -> float:
+    """Side of a pixel, arcsec."""
+    return math.sqrt(abs(np.linalg.det(wcs.celestial.pixel_scale_matrix))) * ARCSEC_PER_DEGREE
 
 
 def _icrs(centre: tuple[float, float]):
@@ -154,6 +171,13 @@ def read_beside(address: str, label: str, image: FitsImage) -> FitsImage:
         return image.part or (slice(0, shape[0]), slice(0, shape[1]))
 
     return read_image(address, Path(), label, view=same)
+
+
+def check_pixels(image: FitsImage, scale: float, label: str, whose: str) -> None:
+    """Raises InputError for pixels that are not the survey's ``scale`` (arcsec), to a twentieth: of another survey."""
+    found = _pixel(celestial_wcs(image.header, label, image.address))
+    if not 0.95 * scale < found < 1.05 * scale:
+        raise InputError(f"{label}: pixels of {found:.4g} arcsec, but {whose} has {scale:g} ({image.address})")
 
 
 def bits(mask: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
