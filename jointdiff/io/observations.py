@@ -139,7 +139,7 @@ def read_psf(address: str, folder: Path, label: str) -> tuple[np.ndarray, float 
     Raises InputError for a stamp that is not square, not finite, too large, or whose sum is outside PSF_SUMS.
     """
     stamp = read_image(address, folder, label, MAX_PSF**2)
-    return normalised(stamp.data, label, stamp.address), _pixel_scale(stamp, label)
+    return normalised(stamp.data, label, stamp.address), psf_pixel(stamp, label)
 
 
 def normalised(psf: np.ndarray, label: str, place: str) -> np.ndarray:
@@ -205,7 +205,8 @@ def _check_centre(psf: np.ndarray, label: str, place: str) -> None:
         warnings.warn(f"{label}: PSF is {distance:.2f} pixels from the middle of its stamp ({place})", stacklevel=4)
 
 
-def _pixel_scale(stamp: FitsImage, label: str) -> float | None:
+def psf_pixel(stamp: FitsImage, label: str) -> float | None:
+    """PIXSCALE of a PSF's header, arcsec; None where there is none. Raises InputError for what is no scale."""
     value = stamp.header.get("PIXSCALE")
     if value is None:
         return None

@@ -10,9 +10,8 @@ from scipy.ndimage import gaussian_filter
 
 from jointdiff import cli
 from jointdiff.correlation import correlation_function
-from jointdiff.io.fits import FitsImage
 from jointdiff.io.scene_files import read_field
-from jointdiff.io.surveys.product import Wanted, unit_psf
+from jointdiff.io.surveys.product import Wanted
 from jointdiff.io.wcs import celestial_wcs
 from jointdiff.reconstruct.noise import shared_noise, sky_noise
 from jointdiff.survey import load_survey
@@ -218,16 +217,6 @@ def test_fluxmag0_stands_in_for_njy(tmp_path):
     files = [path, write_afw_psf(tmp_path / "psf_i.fits")]
     image = by_band(field("lsst", files, tmp_path / "scene"))["i"].image[0]
     assert float(image[10, 10] / noise((40, 40), 6.0)[10, 10]) == pytest.approx(57.54, rel=1e-4)
-
-
-@pytest.mark.parametrize(("n", "shift", "size"), [(41, 0, 41), (42, 0, 41), (42, -1, 41)])
-def test_a_psf_beside_the_middle_is_brought_there(n, shift, size, tmp_path):
-    stamp = fits.getdata(write_afw_psf(tmp_path / "psf.fits", n, shift))
-    notes: list[str] = []
-    psf = unit_psf(FitsImage(stamp, fits.Header(), "psf.fits"), "r", notes)
-    assert psf.shape == (size, size)
-    assert np.unravel_index(psf.argmax(), psf.shape) == (size // 2, size // 2)
-    assert bool(notes) == (n % 2 == 0)
 
 
 def test_ground_bands_are_added_to_vis(tmp_path):

@@ -83,6 +83,7 @@ def _kind(hdus: fits.HDUList, path: Path, archive: _Archive) -> str:
         told = "a catalogue" if any(isinstance(hdu, fits.BinTableHDU) for hdu in hdus) else "no image"
         raise InputError(f"{archive.name}: {told}: expected a coadd, a cutout of one, or a PSF image ({path})")
     if "CTYPE1" in images[0].header and images[0].header["CTYPE1"].startswith("RA"):
+        check_pixels(images[0].header, load_survey(archive.survey).pixel_scale, archive.name, str(path))
         return "image"
     if max(images[0].shape) <= MAX_PSF:
         return "PSF"
@@ -111,7 +112,6 @@ def _read_band(name: str, path: Path, psf_path: Path, wanted: Wanted | None, arc
         first, planes = hdus[0].header.copy(), [_plane(hdu) for hdu in hdus]
     number = planes.index(True)  # _kind saw one
     image = read_image(f"{path}[{number}]", Path(), name, view=wanted)
-    check_pixels(image, load_survey(archive.survey).pixel_scale, name, archive.name)
     has_mask, has_variance = (planes[number + step : number + step + 1] == [True] for step in (1, 2))
     notes: list[str] = []
     masked: np.ndarray | None = None

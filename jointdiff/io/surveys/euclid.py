@@ -89,7 +89,7 @@ def _read_cutout(path: Path, wanted: Wanted | None) -> tuple[Product, ...]:
         if missing:
             raise InputError(f"{band.name}: {name}_FLUX has no {' and no '.join(missing)} beside it ({path})")
         image = read_image(f"{path}[{name}_FLUX]", Path(), band.name, view=wanted)
-        check_pixels(image, PIXEL, band.name, "MER")
+        check_pixels(image.header, PIXEL, band.name, image.address)
         rms = read_beside(f"{path}[{name}_RMS]", band.name, image)
         psf = read_image(f"{path}[{name}_PSF]", Path(), band.name, MAX_PSF**2)
         products.append(
@@ -124,7 +124,7 @@ def _read_mosaic(band: Band, files: dict[str, list[Path]], wanted: Wanted | None
     label, archive = band.name, "EUC_MER_"
     path = only_one(files.get("image", []), label, f"mosaic ({archive}BGSUB-MOSAIC-…)")
     image = read_image(str(path), Path(), label, view=wanted)
-    check_pixels(image, PIXEL, label, "MER")
+    check_pixels(image.header, PIXEL, label, image.address)
     rms_path = only_one(files.get("rms", []), label, f"RMS mosaic ({archive}MOSAIC-…-RMS)")
     rms = read_beside(str(rms_path), label, image)
     masked = None
@@ -182,6 +182,9 @@ def _band(name: str, path: Path) -> Band:
 
 def _zeropoint(image: FitsImage, label: str) -> float:
     value = image.header.get("MAGZERO")
+    unit = str(image.header.get("BUNIT", ""))
+    if "jy" in unit.lower():
+        raise InputError(f"{label}: BUNIT is {unit}, expected counts of a MER mosaic ({image.address})")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 50:
         raise InputError(f"{label}: MAGZERO is {value!r}, expected the AB zero point of a MER mosaic ({image.address})")
     return float(value)

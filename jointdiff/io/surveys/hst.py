@@ -14,14 +14,17 @@ from scipy.ndimage import convolve1d
 
 from jointdiff.errors import InputError
 from jointdiff.io.fits import FitsImage, open_fits, read_image
-from jointdiff.io.observations import MAX_PSF
-from jointdiff.io.surveys.product import Product, Wanted, make_product, only_one, read_beside
+from jointdiff.io.observations import MAX_PSF, psf_pixel
+from jointdiff.io.surveys.product import Product, Wanted, check_pixels, make_product, only_one, read_beside
 from jointdiff.io.surveys.sky import Sky, measure_sky, variance_of
 from jointdiff.scene import Band
 from jointdiff.survey import Depth, load_survey
 from jointdiff.units import AB_ZEROPOINT_NJY, njy_per_count
 
 F814W = Band("F814W", "")
+
+PIXEL = 0.03
+"""arcsec."""
 
 SKY = Depth(fwhm=0.1, sky_sigma=0.42, electrons_per_njy=13.3)
 """COSMOS F814W, one orbit: noise of a 0.03 arcsec pixel as in GalSim's COSMOS sample (NOISE_VARIANCE 7.5e-6 at zero
@@ -53,6 +56,7 @@ def read_cosmos(files: Sequence[Path], wanted: Wanted | None) -> tuple[Product, 
         kinds[kind].append(path)
     path = only_one(kinds["sci"], "F814W", "mosaic (…_sci.fits)")
     image = read_image(str(path), Path(), "F814W", view=wanted)
+    check_pixels(image.header, PIXEL, "F814W", image.address)
     psf_path = only_one(kinds["psf"], "F814W", "PSF (a stamp of 0.03 arcsec pixels, such as Tiny Tim's)")
     psf = read_image(str(psf_path), Path(), "F814W", MAX_PSF**2)
     zeropoint, notes = _zeropoint(image)
@@ -61,7 +65,7 @@ def read_cosmos(files: Sequence[Path], wanted: Wanted | None) -> tuple[Product, 
         weight = read_beside(str(only_one(kinds["wht"], "F814W", "weights")), "F814W", image)
         variance = _scaled_variance(image, weight, njy_per_count(zeropoint))
         notes += ("drizzle weights scaled to the noise measured on the sky",)
-    return (make_product(F814W, image, zeropoint, variance, image.data == 0, psf, _pixel(psf), notes),)
+    return (make_product(F814W, image, zeropoint, variance, image.data == 0, psf, psf_pixel(psf, "F814W"), notes),)
 
 
 def read_hst_hsc(files: Sequence[Path], wanted: Wanted | None) -> tuple[Product, ...]:
@@ -86,7 +90,7 @@ def read_hst_hsc(files: Sequence[Path], wanted: Wanted | None) -> tuple[Product,
         variance = variance_of(image.data, Sky(0.0, sigma, 1.0), load_survey("hsc").depths[name])
         notes = (f"{told}× {scale:.3g} gives nJy, by the noise of HSC's UltraDeep survey, whose variance it gets",)
         band = Band(name, f"hsc-{name}")
-        products.append(make_product(band, image, AB_ZEROPOINT_NJY, variance, None, psf, _pixel(psf), notes))
+        products.append(make_product(band, image, AB_ZEROPOINT_NJY, variance, None, psf, psf_pixel(psf, name), notes))
         total = float(np.nansum(image.data)) if name == "i" else total
     image, psf = _pair(folder, "hst", wanted)
     flux = float(np.nansum(image.data))
@@ -94,7 +98,7 @@ def read_hst_hsc(files: Sequence[Path], wanted: Wanted | None) -> tuple[Product,
         raise InputError(f"F814W: fluxes of {flux:.3g} and, in i, {total:.3g} give no scale ({image.address})")
     image = replace(image, data=image.data * total / flux)
     notes = (f"{told}× {total / flux:.3g} gives nJy, by the flux of HSC's i in the field",)
-    return (make_product(F814W, image, AB_ZEROPOINT_NJY, SKY, None, psf, _pixel(psf), notes), *products)
+    return (make_product(F814W, image, AB_ZEROPOINT_NJY, SKY, None, psf, psf_pixel(psf, "F814W"), notes), *products)
 
 
 def _roughness(image: FitsImage, label: str) -> float:
@@ -115,11 +119,6 @@ def _pair(folder: Path, name: str, wanted: Wanted | None) -> tuple[FitsImage, Fi
     label = "F814W" if name == "hst" else name
     image = read_image(f"{name}.fits", folder, label, view=wanted)
     return image, read_image(f"{name}_psf.fits", folder, label, MAX_PSF**2)
-
-
-def _pixel(psf: FitsImage) -> float | None:
-    value = psf.header.get("PIXSCALE")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
 
 
 def _zeropoint(image: FitsImage) -> tuple[float, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from astropy.wcs import WCS, NoConvergence
 
 from jointdiff.errors import InputError
 from jointdiff.io.fits import FitsImage, Part, read_image
-from jointdiff.io.observations import Exposure, normalised
+from jointdiff.io.observations import MAX_OFFSET, Exposure, normalised
 from jointdiff.io.surveys.sky import measure_sky, variance_of
 from jointdiff.io.wcs import celestial_wcs, image_centre
 from jointdiff.scene import Band
@@ -124,6 +124,8 @@ def make_product(
         )
     else:
         variance = variance * njy**2
+        if unknown := int((seen & ~(np.isfinite(variance) & (variance > 0))).sum()):
+            notes.append(f"variance zero or not finite in {unknown} pixels, which are masked")
     seen &= np.isfinite(variance) & (variance > 0)
     ivar = np.where(seen, 1 / np.where(seen, variance, 1.0), 0.0).astype(np.float32)
     if not (np.isfinite(ivar).all() and ivar.any()):
@@ -137,16 +139,10 @@ def make_product(
 def unit_psf(psf: FitsImage, label: str, notes: list[str]) -> np.ndarray:
     """A stamp (n, n), its star in the middle, of unit sum; what was done to it is added to ``notes``.
 
-    An even side has no middle pixel: a star centred on a pixel beside it is brought to the middle by leaving out the
-    row and column on the far side.
+    A star centred on a pixel beside the middle, as in all stamps of even sides, is brought there by leaving out rows
+    and columns on the far side.
     """
-    stamp = psf.data
-    for axis in (0, 1):
-        n = stamp.shape[axis]
-        if n % 2 == 0 and np.isfinite(stamp).all() and stamp.sum() > 0:
-            place = (stamp.sum(1 - axis) @ np.arange(n)) / stamp.sum() - (n - 1) / 2
-            if abs(place) > 0.25:
-                stamp = np.take(stamp, np.arange(1, n) if place > 0 else np.arange(n - 1), axis)
+    stamp = _centred(psf.data) if np.isfinite(psf.data).all() else psf.data
     if stamp.shape != psf.data.shape:
         notes.append(f"PSF of {psf.data.shape[0]} pixels centred beside its middle: cut to {stamp.shape[0]}")
     total = float(stamp.sum())
@@ -156,6 +152,23 @@ def unit_psf(psf: FitsImage, label: str, notes: list[str]) -> np.ndarray:
     if abs(total - 1) > 1e-3:
         notes.append(f"PSF sums to {total:.4f}: normalised")
     return result
+
+
+def _centred(stamp: np.ndarray) -> np.ndarray:
+    """Without what is farther on one side of the brightest row and column, where the centroid is nearer to these."""
+    parts = []
+    for axis, n in enumerate(stamp.shape):
+        line, offset = stamp.sum(1 - axis), np.arange(n) - (n - 1) / 2
+        peak = float(offset[line.argmax()])
+        centroid = float(line @ offset) / total if (total := float(line.sum())) > 0 else 0.0
+        beside = abs(peak) <= MAX_OFFSET and abs(centroid - peak) < abs(centroid)
+        far = round(2 * abs(peak)) if beside else 0
+        parts.append([far, n] if peak > 0 else [0, n - far])
+    sides = [stop - start for start, stop in parts]
+    for part, side in zip(parts, sides, strict=True):
+        evenly = (side - min(sides)) // 2
+        part[:] = part[0] + evenly, part[1] - evenly
+    return stamp[slice(*parts[0]), slice(*parts[1])]
 
 
 def read_beside(address: str, label: str, image: FitsImage) -> FitsImage:
@@ -173,11 +186,11 @@ def read_beside(address: str, label: str, image: FitsImage) -> FitsImage:
     return read_image(address, Path(), label, view=same)
 
 
-def check_pixels(image: FitsImage, scale: float, label: str, whose: str) -> None:
-    """Raises InputError for pixels that are not the survey's ``scale`` (arcsec), to a twentieth: of another survey."""
-    found = _pixel(celestial_wcs(image.header, label, image.address))
+def check_pixels(header: fits.Header, scale: float, label: str, place: str) -> None:
+    """Raises InputError for pixels that are not the survey's ``scale`` (arcsec), to a twentieth: those of another."""
+    found = _pixel(celestial_wcs(header, label, place))
     if not 0.95 * scale < found < 1.05 * scale:
-        raise InputError(f"{label}: pixels of {found:.4g} arcsec, but {whose} has {scale:g} ({image.address})")
+        raise InputError(f"{label}: pixels of {found:.4g} arcsec, expected {scale:g} ({place})")
 
 
 def bits(mask: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
