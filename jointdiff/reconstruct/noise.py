@@ -28,6 +28,9 @@ sources too faint and many to tell apart; less is of images that hold no noise."
 ENOUGH = 400
 """Sky pixels below which lags cannot be told: with as many, each is off by a twentieth."""
 
+MOST = 2048
+"""Side of the part of an image, pixels, on which an archive's noise is measured: 100 times ENOUGH's precision."""
+
 _SIGMA_PER_MAD = 1.4826
 _SKY = 3.0
 """Deviations within which a pixel, or the mean around it, counts as sky."""
@@ -89,18 +92,23 @@ def shared_noise(observation: Observation, scale: float) -> SharedNoise | None:
 def with_noise(product: Product, scale: float) -> Product:
     """A product of an archive with the noise that its sky shows, as reconstruction would find it; a note says so.
 
-    Measured before a small field is cut out of a mosaic, it is of far more sky. scale: of the scene's pixels, arcsec.
+    Measured before a small field is cut out of a mosaic, it is of far more sky; of the largest, the middle is enough.
+    scale: of the scene's pixels, arcsec.
     """
     exposure = product.exposure
-    observation = place_on_sky(exposure, exposure)
+    rows, columns = (slice(max(0, n - MOST) // 2, max(0, n - MOST) // 2 + MOST) for n in exposure.image.shape)
+    image, ivar = exposure.image[rows, columns], exposure.ivar[rows, columns]
+    middle = replace(exposure, image=image, ivar=ivar, wcs=exposure.wcs[rows, columns])
+    observation = place_on_sky(middle, middle)
     shared = shared_noise(observation, scale)
     if shared is None:
         return product
     if shared.noise is not None:
-        told = shared.noise.of(observation)
-        assert told.correlation is not None
-        lags = correlation_function(told.correlation, exposure.image.shape, MAX_LAG)[0]
-        exposure = replace(exposure, ivar=_numpy(told.ivar[0]).astype(np.float32), correlation=_numpy(lags))
+        power = shared.noise.of(observation).correlation
+        assert power is not None
+        lags = correlation_function(power, image.shape, MAX_LAG)[0]
+        told = exposure.ivar / np.float32(shared.noise.level)
+        exposure = replace(exposure, ivar=told, correlation=_numpy(lags))
     return Product(exposure, (*product.notes, str(shared)))
 
 

@@ -13,6 +13,7 @@ from jointdiff.correlation import correlation_function
 from jointdiff.io.scene_files import read_field
 from jointdiff.io.surveys.product import Wanted
 from jointdiff.io.wcs import celestial_wcs
+from jointdiff.reconstruct import noise as noise_module
 from jointdiff.reconstruct.noise import shared_noise, sky_noise
 from jointdiff.survey import load_survey
 from jointdiff.units import njy_per_count
@@ -103,6 +104,20 @@ def test_noise_is_measured_around_the_part_that_is_cut_out(tmp_path):
     assert float(correlation_function(g.correlation, (20, 20), 1)[0, 1, 2]) == pytest.approx(
         np.exp(-0.25 / 0.8**2), abs=0.05
     )
+
+
+def test_noise_of_a_large_image_is_measured_in_its_middle(tmp_path, monkeypatch):
+    """And told of all of it, though what lies at the edge is another noise."""
+    paths = write_tile(tmp_path / "tile", "DES-G", (300, 300), 30.0)
+    edge = np.pad(np.zeros((200, 200)), 50, constant_values=1.0)
+    edit_pixels(paths["image"], lambda image: np.where(edge, image, 0.4 * 0.01 * _smooth(image) / _smooth(image).std()))
+    with fits.open(paths["psf"], mode="update") as hdus:
+        hdus[1].data[:] = np.hstack([gaussian_psf(21, 3.0)] * 2)
+    monkeypatch.setattr(noise_module, "MOST", 200)
+    (g,) = field("euclid-q1", paths.values(), tmp_path / "whole").observations
+    assert g.image.shape[1:] == (300, 300)
+    assert g.correlation.shape[1:] == (300, 151)
+    np.testing.assert_allclose(g.ivar[g.ivar > 0] ** -0.5, 0.4 * 0.01 * njy_per_count(30.0), rtol=0.05)
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:
