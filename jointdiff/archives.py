@@ -3,7 +3,7 @@
 Only the standard library is imported at the top: ``--help`` must not wait for numpy.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -64,13 +64,18 @@ class DataConfig:
         require(self.action == "list" or bool(self.folder), "folder", "missing", "verify FOLDER")
 
 
+NOISE_SIDE = 60.0
+"""Side (arcsec) of the part of a mosaic, at least, on which the noise of a small field is measured."""
+
+
 def ingest(config: IngestConfig) -> None:
     """Make a scene of an archive's files: units, noise, masks, WCS and PSFs as reconstruct needs them."""
     from jointdiff.io.surveys.afw import read_hsc, read_lsst
     from jointdiff.io.surveys.euclid import read_euclid
     from jointdiff.io.surveys.hst import F814W, read_cosmos, read_hst_hsc
-    from jointdiff.io.surveys.product import Wanted
-    from jointdiff.io.surveys.scene_folder import write_products
+    from jointdiff.io.surveys.product import Wanted, cut
+    from jointdiff.io.surveys.scene_folder import PIXEL_SCALE, write_products
+    from jointdiff.reconstruct.noise import with_noise
     from jointdiff.simulate.mock_vis import mock_vis
 
     readers = {
@@ -81,7 +86,11 @@ def ingest(config: IngestConfig) -> None:
         "hst-hsc": read_hst_hsc,
     }
     wanted = Wanted((config.centre[0], config.centre[1]), config.size) if config.centre else None
-    products = readers[config.survey]([Path(file) for file in config.files], wanted)
+    around = replace(wanted, side=max(wanted.side, NOISE_SIDE)) if wanted else None
+    products = readers[config.survey]([Path(file) for file in config.files], around)
+    # F814W is no band of a scene, and mock_vis knows the noise of its pixels.
+    products = tuple(p if p.exposure.band == F814W else with_noise(p, PIXEL_SCALE) for p in products)
+    products = tuple(cut(p, wanted) for p in products) if wanted else products
     products = tuple(mock_vis(p, config.seed) if p.exposure.band == F814W else p for p in products)
     found = [product.exposure.band.name for product in products]
     for band in config.bands:

@@ -44,9 +44,9 @@ def write_tile(folder: Path, band: str = "VIS", shape=(60, 80), zeropoint: float
     return paths
 
 
-def write_coadd(path: Path, band: str = "r", n: int = 40, **cards) -> Path:
+def write_coadd(path: Path, band: str = "r", n: int = 40, scale: float = 0.2, **cards) -> Path:
     """A Rubin deep coadd: image (nJy), mask (pixel (3, 5) saturated, (4, 5) detected) and variance, compressed."""
-    header = tan_header(n, 0.2)
+    header = tan_header(n, scale)
     header["BUNIT"] = "nJy"
     primary = fits.PrimaryHDU(header=fits.Header({"FILTER": band}))
     for key, value in cards.items():

@@ -26,3 +26,15 @@ def write_picture(folder: Path, band: str, light: np.ndarray, name: str = "a", *
     path = folder / f"photo_{band}_{name}_{header.get('CAMERA', '')}_{header.get('ISNAP', '')}.fits"
     fits.writeto(path, image, fits.Header(header))
     return path
+
+
+def write_tng(folder: Path, light: np.ndarray, filters: tuple[str, ...], subhalo: int = 17) -> Path:
+    """A galaxy of TNG: a file a camera, an HDU a filter, pixels in kpc, dark pixels of 99 mag/arcsec²."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = np.where(light > 0, -2.5 * np.log10(np.where(light > 0, light, 1.0)), 99.0).astype(np.float32)
+    header = {"SIMTAG": "TNG50-1", "SNAPNUM": 91, "SUBHALO": subhalo, "CAMERA": "v0", "REDSHIFT": 0.0994}
+    header |= {"BUNIT": "AB mag/arcsec2", "FOVSIZE": PIXEL * len(light), "CTYPE1": "kpc", "CDELT1": PIXEL}
+    hdus = [fits.ImageHDU(image, fits.Header(header | {"FILTER": name}), name=name) for name in filters]
+    path = folder / f"shalo_091-{subhalo}_v0_photo.fits"
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path)
+    return path

@@ -26,6 +26,9 @@ MAX_PSF = 1024
 PSF_SUMS = (0.9, 1.1)
 """Sums of a PSF that are taken for wings cut off, and normalised."""
 
+MAX_OFFSET = 2.0
+"""Pixels from the middle of its stamp at which a PSF is one of another place, or a star not centred."""
+
 PSF_SCALES = (0.02, 5.0)
 """Sizes of a PSF pixel over an image pixel that are believed."""
 
@@ -136,7 +139,7 @@ def read_psf(address: str, folder: Path, label: str) -> tuple[np.ndarray, float 
     Raises InputError for a stamp that is not square, not finite, too large, or whose sum is outside PSF_SUMS.
     """
     stamp = read_image(address, folder, label, MAX_PSF**2)
-    return normalised(stamp.data, label, stamp.address), _pixel_scale(stamp, label)
+    return normalised(stamp.data, label, stamp.address), psf_pixel(stamp, label)
 
 
 def normalised(psf: np.ndarray, label: str, place: str) -> np.ndarray:
@@ -187,14 +190,23 @@ def read_correlation(address: str, folder: Path, label: str) -> np.ndarray:
 
 
 def _check_centre(psf: np.ndarray, label: str, place: str) -> None:
-    """Warn of a stamp centred elsewhere, as even sides centred on a pixel are: the band would be shifted on the sky."""
+    """Warn of a stamp centred elsewhere, as even sides centred on a pixel are: the band would be shifted on the sky.
+
+    Raises InputError where both centroid and peak are MAX_OFFSET from the middle: wings alone, or noise, move but one.
+    """
     offset = np.arange(len(psf)) - (len(psf) - 1) / 2
-    distance = np.hypot(psf.sum(1) @ offset, psf.sum(0) @ offset)
+    distance = float(np.hypot(psf.sum(1) @ offset, psf.sum(0) @ offset))
+    peak = float(np.hypot(*offset[np.asarray(np.unravel_index(psf.argmax(), psf.shape))]))
+    if min(distance, peak) > MAX_OFFSET:
+        raise InputError(
+            f"{label}: PSF is {distance:.1f} pixels from the middle of its stamp, above {MAX_OFFSET:g} ({place})"
+        )
     if distance > 0.4:
         warnings.warn(f"{label}: PSF is {distance:.2f} pixels from the middle of its stamp ({place})", stacklevel=4)
 
 
-def _pixel_scale(stamp: FitsImage, label: str) -> float | None:
+def psf_pixel(stamp: FitsImage, label: str) -> float | None:
+    """PIXSCALE of a PSF's header, arcsec; None where there is none. Raises InputError for what is no scale."""
     value = stamp.header.get("PIXSCALE")
     if value is None:
         return None

@@ -15,11 +15,11 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from jointdiff.correlation import resized
-from jointdiff.decimate import at_its_resolution, oversampled, psf_fwhm
+from jointdiff.decimate import at_its_resolution, psf_fwhm
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
 from jointdiff.forward import with_floors
-from jointdiff.reconstruct.noise import CORRELATED, noise_correlation, sky_noise
+from jointdiff.reconstruct.noise import shared_noise
 from jointdiff.scene import Frame, Grid, Observation
 
 MARGIN = 2.0
@@ -33,10 +33,6 @@ MAX_BYTES = 4_000_000_000
 
 _BYTES_PER_VALUE = 32
 """Bytes held per sample, band and pixel at the peak: float32 samples, and float64 copies while they are measured."""
-
-PLAUSIBLE = (0.05, 1.2)
-"""Variance of sky pixels over the stated one that resampling explains: it takes variance from a pixel. More is that of
-sources too faint and many to tell apart; less is of images that hold no noise."""
 
 
 @dataclass(frozen=True)
@@ -149,22 +145,12 @@ def _unseen(observation: Observation) -> Observation:
 
 
 def _with_sky_noise(observation: Observation, scale: float, label: str, place: str) -> tuple[Observation, bool]:
-    """With the noise that its sky shows, where that is correlated, and whether it is: then warns. As it is if said.
-
-    Only of images of finer pixels than their PSF needs, whose resampling explains it: on others what neighbours share
-    may well be faint light, and taken for noise it would leave the rest of the image far too sure.
-    """
-    correlation = noise_correlation(observation) if observation.correlation is None else 0.0
-    if not correlation > CORRELATED:
+    """With the noise that its sky shows, where that is correlated, and whether it is: then warns. As it is if said."""
+    shared = shared_noise(observation, scale)
+    if shared is None:
         return observation, False
-    noise = sky_noise(observation) if oversampled(observation.frame, scale) else None
-    if noise is not None and PLAUSIBLE[0] <= noise.level <= PLAUSIBLE[1]:
-        remedy = f"spectrum and level, {noise.level:.2f} of the stated variance, are taken from the sky"
-        observation = noise.of(observation)
-    else:
-        remedy = "stated errors assume white noise; noise: in scene.yaml can name its spectrum"
-    warnings.warn(f"{label}: noise is correlated (lag-1 {correlation:.2f}): {remedy}{place}", stacklevel=3)
-    return observation, True
+    warnings.warn(f"{label}: {shared}{place}", stacklevel=3)
+    return observation if shared.noise is None else shared.noise.of(observation), True
 
 
 def _with_margin(core: Grid, margin: float, stride: int) -> tuple[Grid, tuple[int, int]]:

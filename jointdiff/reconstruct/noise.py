@@ -7,7 +7,11 @@ import torch
 from scipy.ndimage import uniform_filter
 from scipy.signal import fftconvolve
 
-from jointdiff.correlation import power_spectrum
+from jointdiff.correlation import correlation_function, power_spectrum
+from jointdiff.decimate import oversampled
+from jointdiff.io.observations import place_on_sky
+from jointdiff.io.scene_files import MAX_LAG
+from jointdiff.io.surveys.product import Product
 from jointdiff.scene import Observation
 
 CORRELATED = 0.2
@@ -17,8 +21,15 @@ REACH = 3
 """Largest lag, in pixels along each axis, at which resampled noise is still looked for: two native pixels of HSC or
 MegaCam on 0.1 arcsec, as far as a bilinear kernel goes. Farther ones show the wings of sources instead."""
 
+PLAUSIBLE = (0.05, 1.2)
+"""Variance of sky pixels over the stated one that resampling explains: it takes variance from a pixel. More is that of
+sources too faint and many to tell apart; less is of images that hold no noise."""
+
 ENOUGH = 400
 """Sky pixels below which lags cannot be told: with as many, each is off by a twentieth."""
+
+MOST = 2048
+"""Side of the part of an image, pixels, on which an archive's noise is measured: 100 times ENOUGH's precision."""
 
 _SIGMA_PER_MAD = 1.4826
 _SKY = 3.0
@@ -46,6 +57,59 @@ class SkyNoise:
         lags = torch.as_tensor(self.function)[None].to(observation.ivar)
         power = power_spectrum(lags, observation.frame.grid.shape)
         return replace(observation, ivar=observation.ivar / self.level, correlation=power)
+
+
+@dataclass(frozen=True)
+class SharedNoise:
+    """That neighbouring pixels share their noise: their correlation; the noise itself, None where it is not known."""
+
+    correlation: float
+    noise: SkyNoise | None
+
+    def __str__(self) -> str:
+        if self.noise is not None:
+            remedy = f"spectrum and level, {self.noise.level:.2f} of the stated variance, are taken from the sky"
+        else:
+            remedy = "stated errors assume white noise; noise: in scene.yaml can name its spectrum"
+        return f"noise is correlated (lag-1 {self.correlation:.2f}): {remedy}"
+
+
+def shared_noise(observation: Observation, scale: float) -> SharedNoise | None:
+    """What the sky of an image (B = 1) says of correlated noise that nobody told; None where noise passes for white.
+
+    Spectrum and level are only of images finer than their PSF and the scene's pixels (``scale``, arcsec) need, whose
+    resampling explains them: on others what neighbours share may well be faint light, and taken for noise it would
+    leave the rest of the image far too sure.
+    """
+    correlation = noise_correlation(observation) if observation.correlation is None else 0.0
+    if not correlation > CORRELATED:
+        return None
+    noise = sky_noise(observation) if oversampled(observation.frame, scale) else None
+    plausible = noise is not None and PLAUSIBLE[0] <= noise.level <= PLAUSIBLE[1]
+    return SharedNoise(correlation, noise if plausible else None)
+
+
+def with_noise(product: Product, scale: float) -> Product:
+    """A product of an archive with the noise that its sky shows, as reconstruction would find it; a note says so.
+
+    Measured before a small field is cut out of a mosaic, it is of far more sky; of the largest, the middle is enough.
+    scale: of the scene's pixels, arcsec.
+    """
+    exposure = product.exposure
+    rows, columns = (slice(max(0, n - MOST) // 2, max(0, n - MOST) // 2 + MOST) for n in exposure.image.shape)
+    image, ivar = exposure.image[rows, columns], exposure.ivar[rows, columns]
+    middle = replace(exposure, image=image, ivar=ivar, wcs=exposure.wcs[rows, columns])
+    observation = place_on_sky(middle, middle)
+    shared = shared_noise(observation, scale)
+    if shared is None:
+        return product
+    if shared.noise is not None:
+        power = shared.noise.of(observation).correlation
+        assert power is not None
+        lags = correlation_function(power, image.shape, MAX_LAG)[0]
+        told = exposure.ivar / np.float32(shared.noise.level)
+        exposure = replace(exposure, ivar=told, correlation=_numpy(lags))
+    return Product(exposure, (*product.notes, str(shared)))
 
 
 def noise_correlation(observation: Observation) -> float:

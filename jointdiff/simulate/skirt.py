@@ -38,6 +38,14 @@ _TRIES = 50
 _OVERSAMPLING = 0.4  # largest image pixel, in stamp pixels, after binning
 _WIDEST = 9 * 1.42  # kpc in an arcsecond, at most (8.7 at z = 1.6), and the diagonal of a stamp over its side
 _GROUPS = "groups.csv"
+_FILTERS = (
+    (r"([ugriz])_SDSS", "sdss"),
+    (r"SDSS[._]([ugriz])", "sdss"),
+    (r"HSC[._-]([grizy])", "hsc"),
+    (r"MegaCam[._]([ur])$", "cfht"),
+    (r"LSST[._-]([ugrizy])", "lsst"),
+)
+_KNOWN = "SDSS, HSC, MegaCam's u and r, or LSST, such as g_SDSS.res"
 
 
 @dataclass(frozen=True)
@@ -229,7 +237,11 @@ def _binned(images: np.ndarray, side: float, largest: float) -> tuple[np.ndarray
 
 
 def _planes(path: Path) -> Iterator[tuple[int, dict, str]]:
-    """Number, header (the primary's keys included) and filter of each image of a file."""
+    """Number, header (the primary's keys included) and filter of each image of a file.
+
+    Other filters are left out: some of TNG's files go on to the infrared. Raises InputError where none is known.
+    """
+    names: list[str] = []
     with open_fits(path, "library.images") as hdus:
         primary = dict(hdus[0].header)
         for number, hdu in enumerate(hdus):
@@ -244,19 +256,21 @@ def _planes(path: Path) -> Iterator[tuple[int, dict, str]]:
                     f"library.images: BUNIT is {found}, expected AB mag/arcsec2 of an idealised image{told} "
                     f"({path}[{number}])"
                 )
-            yield number, header, _filter_of(str(header.get("FILTER", hdu.name)), path)
-        if not any(getattr(hdu, "is_image", False) and len(hdu.shape) == 2 for hdu in hdus):
-            raise InputError(f"library.images: no image ({path})")
+            names.append(str(header.get("FILTER", hdu.name)))
+            if (curve := _filter_of(names[-1])) is not None:
+                yield number, header, curve
+    if not any(map(_filter_of, names)):
+        told = f"filter {names[0]!r}, expected one of {_KNOWN}" if names else "no image"
+        raise InputError(f"library.images: {told} ({path})")
 
 
-def _filter_of(text: str, path: Path) -> str:
-    """A key of FILTERS from g_SDSS.res, SUBARU_HSC.G, HSC_G or LSST.g."""
-    for pattern, survey in ((r"([ugriz])_SDSS", "sdss"), (r"SDSS[._]([ugriz])", "sdss"), (r"HSC[._-]([grizy])", "hsc"),
-                            (r"LSST[._-]([ugrizy])", "lsst")):  # fmt: skip
+def _filter_of(text: str) -> str | None:
+    """A key of FILTERS from g_SDSS.res, SUBARU_HSC.G, CFHT_MegaCam.u or LSST.g; None for any other."""
+    for pattern, survey in _FILTERS:
         match = re.search(pattern, text, re.IGNORECASE)
         if match:
             return f"{survey}-{match[1].lower()}"
-    raise InputError(f"library.images: filter {text!r}, expected one of SDSS, HSC or LSST, such as g_SDSS.res ({path})")
+    return None
 
 
 def _pixel(header: dict, path: Path) -> float:

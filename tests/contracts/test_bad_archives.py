@@ -1,11 +1,12 @@
 """A wrong archive file is named as what it is, in one line, with exit status 2."""
 
+import numpy as np
 from astropy.io import fits
 
 from jointdiff import cli
 from tests.archive_files import TILE, write_afw_psf, write_coadd, write_mosaic, write_tile
 from tests.contracts.test_ingest import field, ingest
-from tests.scene_folders import edit_header, edit_pixels, gaussian_psf
+from tests.scene_folders import edit_header, edit_pixels, gaussian_psf, tan_header
 
 
 def test_one_line_names_what_is_wrong(tmp_path, capsys):
@@ -29,6 +30,25 @@ def test_one_line_names_what_is_wrong(tmp_path, capsys):
     edit_header(bare["image"], MAGZERO=None)
     negative = write_tile(tmp_path / "negative")
     edit_pixels(negative["rms"], lambda rms: -rms)
+    beside = write_tile(tmp_path / "beside")
+    with fits.open(beside["psf"], mode="update") as hdus:
+        hdus[1].data[:] = np.roll(hdus[1].data, 6, axis=1)
+    flux = write_tile(tmp_path / "flux")
+    edit_header(flux["image"], BUNIT="nJy")
+    shallow = write_tile(tmp_path / "shallow")
+    edit_pixels(shallow["rms"], np.zeros_like)
+    hollow = tmp_path / "hollow.fits"
+    hollow.write_bytes(b"")
+    hsc = tmp_path / "cutout-HSC-R.fits"
+    fits.writeto(hsc, np.zeros((30, 30)), tan_header(30, 0.168))
+    ground = tmp_path / "ground_sci.fits"
+    ground.write_bytes(hsc.read_bytes())
+    other, counts, scaled = (write_mosaic(tmp_path / name) for name in ("other", "counts", "scaled"))
+    edit_header(other[0], FILTER1="F606W", FILTER2="CLEAR2L")
+    edit_header(counts[0], BUNIT="ELECTRONS")
+    edit_header(scaled[2], PIXSCALE="0.03")
+    swapped = [mosaic[0].rename(tmp_path / "a_wht.fits"), mosaic[1].rename(tmp_path / "a_sci.fits"), mosaic[2]]
+    mosaic = write_mosaic(tmp_path / "again")
     far = ("--centre", "[10,-5]")
     four = list(tile.values())
     cases = [
@@ -43,16 +63,32 @@ def test_one_line_names_what_is_wrong(tmp_path, capsys):
         ("euclid-q1", [tile["image"], small["rms"], tile["psf"]], (), "VIS: 50 × 80 pixels, but the image has 60 × 80"),
         ("euclid-q1", bare.values(), (), "VIS: MAGZERO is None"),
         ("euclid-q1", negative.values(), (), "VIS: rms is negative in 4800 pixels"),
-        ("euclid-q1", four, far, "VIS: (10.00000, -5.00000) and 20 arcsec around it are outside the image"),
+        ("euclid-q1", four, far, "VIS: (10.00000, -5.00000) is outside the image, whose middle is at (150."),
         ("euclid-q1", four, ("--bands", "[VIS,g]"), "bands is ['VIS', 'g'], expected some of VIS"),
         ("euclid-q1", four, ("--add",), "no scene to add to"),
+        ("euclid-q1", beside.values(), (), "VIS: PSF is 6.0 pixels from the middle of its stamp"),
+        ("euclid-q1", flux.values(), (), "VIS: BUNIT is nJy, expected counts of a MER mosaic"),
+        ("euclid-q1", shallow.values(), (), "VIS: no pixel has a finite, positive variance"),
+        ("euclid-q1", [hollow], (), "not a readable FITS file"),
+        ("lsst", [hsc, psf], (), "lsst: pixels of 0.168 arcsec, expected 0.2"),
+        ("hsc-pdr3", [coadd, psf], (), "hsc-pdr3: pixels of 0.2 arcsec, expected 0.168"),
+        ("hst-cosmos", [ground, mosaic[2]], (), "F814W: pixels of 0.168 arcsec"),
+        ("hst-cosmos", other, (), "F814W: FILTER1 is F606W, and mock VIS is made of F814W alone"),
+        ("hst-cosmos", counts, (), "F814W: BUNIT is ELECTRONS, expected electrons a second"),
+        ("hst-cosmos", scaled, (), "F814W: PIXSCALE of '0.03', expected arcsec above 0"),
+        ("hst-cosmos", swapped, (), "pixels: no drizzle weights"),
         ("lsst", [coadd], (), "r: its image was given, but no PSF"),
         ("lsst", [psf], (), "r: its PSF was given, but no image"),
         ("lsst", [coadd, coadd, psf], (), "r: two files are its image"),
         ("lsst", [catalogue], (), "a catalogue: expected a coadd"),
         ("lsst", [cut, psf], (), "truncated"),
         ("hsc-pdr3", [flat], (), "no FILTER in the header and none in its name"),
-        ("hsc-pdr3", [write_coadd(tmp_path / "u.fits", "NB0816"), psf], (), "filter 'NB0816', expected one of g, r"),
+        (
+            "hsc-pdr3",
+            [write_coadd(tmp_path / "u.fits", "NB0816", scale=0.168), psf],
+            (),
+            "filter 'NB0816', expected one of g, r",
+        ),
         ("hst-cosmos", mosaic[:2], (), "F814W: no PSF"),
         ("hst-cosmos", [*mosaic, coadd], (), "F814W: expected …_sci.fits"),
         ("hst-cosmos", [mosaic[0], tile["psf"], mosaic[1]], (), "F814W"),

@@ -51,7 +51,7 @@ def _table(folder):
         (_table, "no image"),
         (_twice, "is there twice in a filter"),
         (_card(BUNIT="nanomaggies"), "BUNIT is nanomaggies, expected AB mag/arcsec2 of an idealised image; realistic"),
-        (_card(FILTER="2MASS.J"), "filter '2MASS.J', expected one of SDSS, HSC or LSST"),
+        (_card(FILTER="2MASS.J"), "filter '2MASS.J', expected one of SDSS, HSC, MegaCam's u and r, or LSST"),
         (_card(CTYPE1="RA---TAN"), "no pixel in pc or kpc: CTYPE1 is ra---tan"),
         (lambda folder: (folder / "groups.csv").write_text("a.fits\n"), "'a.fits' is not 'file name,group'"),
         (lambda folder: (folder / "x.fits").write_text("no"), "not a readable FITS file"),

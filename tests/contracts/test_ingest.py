@@ -6,16 +6,19 @@ import torch
 import yaml
 from astropy.io import fits
 from astropy.wcs import WCS
+from scipy.ndimage import gaussian_filter
 
 from jointdiff import cli
-from jointdiff.io.fits import FitsImage
+from jointdiff.correlation import correlation_function
 from jointdiff.io.scene_files import read_field
-from jointdiff.io.surveys.product import Wanted, unit_psf
+from jointdiff.io.surveys.product import Wanted
 from jointdiff.io.wcs import celestial_wcs
+from jointdiff.reconstruct import noise as noise_module
+from jointdiff.reconstruct.noise import shared_noise, sky_noise
 from jointdiff.survey import load_survey
 from jointdiff.units import njy_per_count
 from tests.archive_files import noise, write_afw_psf, write_coadd, write_mosaic, write_tile
-from tests.scene_folders import CENTRE, gaussian_psf, tan_header, write_good_scene
+from tests.scene_folders import CENTRE, edit_pixels, gaussian_psf, tan_header, write_good_scene
 
 
 def ingest(survey: str, files, output, *options: str) -> int:
@@ -53,7 +56,9 @@ def test_euclid_cutout(real_data, tmp_path):
     for name, hdu, zeropoint in (("VIS", "VIS", 24.6), ("z", "HSC_Z", 30.0)):
         njy = njy_per_count(zeropoint)
         np.testing.assert_allclose(found[name].image[0], njy * fits.getdata(path, f"{hdu}_FLUX"), rtol=1e-6)
-        np.testing.assert_allclose(found[name].ivar[0] ** -0.5, njy * fits.getdata(path, f"{hdu}_RMS"), rtol=1e-6)
+        share = found[name].ivar[0].numpy() ** -0.5 / (njy * fits.getdata(path, f"{hdu}_RMS"))
+        np.testing.assert_allclose(share, float(share.mean()), rtol=1e-6)
+        assert float(share.mean()) ** 2 == pytest.approx(1.0 if name == "VIS" else 0.16, rel=0.03), "level of the noise"
         psf = fits.getdata(path, f"{hdu}_PSF")
         np.testing.assert_allclose(found[name].frame.psf[0], psf / psf.sum(), atol=1e-8)
         assert float(found[name].frame.psf.sum()) == pytest.approx(1, abs=1e-6)
@@ -62,6 +67,61 @@ def test_euclid_cutout(real_data, tmp_path):
     assert distance(scene.wcs, served, corners, corners) < 1e-4
     notes = {entry["band"]: entry.get("note", "") for entry in yaml.safe_load(scene.path.read_text())["observations"]}
     assert "sums to 0.9453" in notes["VIS"]
+    assert "noise is correlated (lag-1 0.61): spectrum and level, 0.16 of the stated variance" in notes["z"]
+    assert [o.correlation is None for o in found.values()] == [True, False, False, False, False], "VIS passes for white"
+
+
+@pytest.mark.filterwarnings("error:.*noise is correlated")
+def test_noise_measured_by_ingest_is_the_noise_that_reconstruct_would_measure(real_data, tmp_path):
+    """Its spectrum comes back from the scene's files, so that nothing is measured again, or flagged."""
+    path = real_data / "euclid_q1" / "EUCLJ174517.fits"
+    if not path.is_file():
+        pytest.skip(f"no Euclid cutout: {path} is absent")
+    (raw,) = (o for o in read_field(path.with_name("scene.yaml")).observations if o.band.name == "z")
+    expected = sky_noise(raw).of(raw)
+    (z,) = field("euclid-q1", [path], tmp_path / "q1", "--bands", "[z]").observations
+    torch.testing.assert_close(z.ivar, expected.ivar, rtol=1e-5, atol=0)
+    # Written as far as 15 lags: what the floor of ρ makes of farther ones is left out.
+    torch.testing.assert_close(
+        z.correlation, expected.correlation, rtol=0, atol=0.03 * float(expected.correlation.max())
+    )
+    assert shared_noise(z, 0.1) is None
+
+
+def test_noise_is_measured_around_the_part_that_is_cut_out(tmp_path):
+    """A part of 2 arcsec has hardly any sky to tell its noise by; the tile around it has."""
+    paths = write_tile(tmp_path / "tile", "DES-G", (300, 300), 30.0)
+    edit_pixels(paths["image"], lambda image: 0.4 * _smooth(image) / _smooth(image).std() * 0.01)
+    with fits.open(paths["psf"], mode="update") as hdus:
+        hdus[1].data[:] = np.hstack([gaussian_psf(21, 3.0)] * 2)
+    scene = field(
+        "euclid-q1", paths.values(), tmp_path / "part", "--centre", f"[{CENTRE[0]},{CENTRE[1]}]", "--size", "2"
+    )
+    g = by_band(scene)["g"]
+    assert g.image.shape[1:] == (20, 20)
+    assert float(g.ivar.max()) ** -0.5 == pytest.approx(0.4 * 0.01 * njy_per_count(30.0), rel=0.05)
+    # Neighbours share exp(-1/4s²) of what a Gaussian of s pixels has smoothed.
+    assert float(correlation_function(g.correlation, (20, 20), 1)[0, 1, 2]) == pytest.approx(
+        np.exp(-0.25 / 0.8**2), abs=0.05
+    )
+
+
+def test_noise_of_a_large_image_is_measured_in_its_middle(tmp_path, monkeypatch):
+    """And told of all of it, though what lies at the edge is another noise."""
+    paths = write_tile(tmp_path / "tile", "DES-G", (300, 300), 30.0)
+    edge = np.pad(np.zeros((200, 200)), 50, constant_values=1.0)
+    edit_pixels(paths["image"], lambda image: np.where(edge, image, 0.4 * 0.01 * _smooth(image) / _smooth(image).std()))
+    with fits.open(paths["psf"], mode="update") as hdus:
+        hdus[1].data[:] = np.hstack([gaussian_psf(21, 3.0)] * 2)
+    monkeypatch.setattr(noise_module, "MOST", 200)
+    (g,) = field("euclid-q1", paths.values(), tmp_path / "whole").observations
+    assert g.image.shape[1:] == (300, 300)
+    assert g.correlation.shape[1:] == (300, 151)
+    np.testing.assert_allclose(g.ivar[g.ivar > 0] ** -0.5, 0.4 * 0.01 * njy_per_count(30.0), rtol=0.05)
+
+
+def _smooth(image: np.ndarray) -> np.ndarray:
+    return gaussian_filter(noise(image.shape, 1.0), 0.8, mode="wrap")
 
 
 def test_a_part_of_a_cutout_is_the_same_pixels(real_data, tmp_path):
@@ -172,16 +232,6 @@ def test_fluxmag0_stands_in_for_njy(tmp_path):
     files = [path, write_afw_psf(tmp_path / "psf_i.fits")]
     image = by_band(field("lsst", files, tmp_path / "scene"))["i"].image[0]
     assert float(image[10, 10] / noise((40, 40), 6.0)[10, 10]) == pytest.approx(57.54, rel=1e-4)
-
-
-@pytest.mark.parametrize(("n", "shift", "size"), [(41, 0, 41), (42, 0, 41), (42, -1, 41)])
-def test_a_psf_beside_the_middle_is_brought_there(n, shift, size, tmp_path):
-    stamp = fits.getdata(write_afw_psf(tmp_path / "psf.fits", n, shift))
-    notes: list[str] = []
-    psf = unit_psf(FitsImage(stamp, fits.Header(), "psf.fits"), "r", notes)
-    assert psf.shape == (size, size)
-    assert np.unravel_index(psf.argmax(), psf.shape) == (size // 2, size // 2)
-    assert bool(notes) == (n % 2 == 0)
 
 
 def test_ground_bands_are_added_to_vis(tmp_path):

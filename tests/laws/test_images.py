@@ -11,7 +11,7 @@ from jointdiff.sed import emitted_fluxes
 from jointdiff.simulate import skirt
 from jointdiff.simulate.galaxies import SourceSettings, draw_source, galaxy_colours
 from jointdiff.simulate.images import SPLITS, ImageSet, find_images
-from tests.pictures import PIXEL, gaussian_light, write_picture
+from tests.pictures import PIXEL, gaussian_light, write_picture, write_tng
 
 SETTINGS = SourceSettings(stamp_sizes=(64, 128), star_fraction=0.0)
 FILTERS = ("VIS", "hsc-g", "hsc-r", "hsc-i", "hsc-z", "hsc-y")
@@ -88,6 +88,22 @@ def test_colour_gradients_are_the_files(tmp_path):
     assert g < r < i, "r, at redshift 0.3, is emitted between the files' g and r"
     assert g < 0.7 * i
     assert [z, y] == pytest.approx([i, i], rel=1e-4)
+
+
+def test_all_filters_of_a_tng_file_are_taken_but_the_infrared(tmp_path):
+    """The filters of Bottrell's files, u and r of MegaCam among those of HSC; those that no scene has are left out."""
+    light = gaussian_light(80, 2.0)
+    light[:, :5] = 0  # 99 mag/arcsec²
+    names = ("CFHT_MegaCam.u", "Subaru_HSC.g", "Subaru_HSC.r", "CFHT_MegaCam.r", "Subaru_HSC.i", "Subaru_HSC.z")
+    write_tng(tmp_path, light, (*names, "Subaru_HSC.Y", "JWST_NIRCAM.F150W"))
+    (picture,) = skirt.pictures_of(tmp_path)
+    assert (picture.group, picture.pixel, picture.redshift) == ("TNG50-1/17", PIXEL, 0.0994)
+    curves = {"cfht-u", "cfht-r", "hsc-g", "hsc-r", "hsc-i", "hsc-z", "hsc-y"}
+    assert {curve for curve, *_ in picture.planes} == curves
+    kept = tuple(sorted(curves))
+    # AB magnitudes of one brightness in every filter: one flux, at the file's own redshift.
+    expected = skirt.light_of(picture, 1000.0).totals[0] * (PIXEL / skirt.kpc_per_arcsec(0.0994)) ** 2 * units.flux(0.0)
+    np.testing.assert_allclose(fluxes_at(tmp_path, 0.0994, kept), expected, rtol=1e-5)
 
 
 def test_cameras_of_a_galaxy_are_in_one_split(tmp_path):

@@ -18,7 +18,7 @@ from astropy.io import fits
 from jointdiff.errors import InputError
 from jointdiff.io.fits import FitsImage, open_fits, read_image
 from jointdiff.io.observations import MAX_PSF
-from jointdiff.io.surveys.product import Product, Wanted, bits, make_product, read_beside
+from jointdiff.io.surveys.product import Product, Wanted, bits, check_pixels, make_product, read_beside
 from jointdiff.scene import Band
 from jointdiff.survey import Depth, load_survey
 from jointdiff.units import AB_ZEROPOINT_NJY
@@ -83,6 +83,7 @@ def _kind(hdus: fits.HDUList, path: Path, archive: _Archive) -> str:
         told = "a catalogue" if any(isinstance(hdu, fits.BinTableHDU) for hdu in hdus) else "no image"
         raise InputError(f"{archive.name}: {told}: expected a coadd, a cutout of one, or a PSF image ({path})")
     if "CTYPE1" in images[0].header and images[0].header["CTYPE1"].startswith("RA"):
+        check_pixels(images[0].header, load_survey(archive.survey).pixel_scale, archive.name, str(path))
         return "image"
     if max(images[0].shape) <= MAX_PSF:
         return "PSF"
@@ -93,7 +94,7 @@ def _band_of(header: fits.Header, path: Path, archive: _Archive) -> str:
     """From the header's FILTER or BAND (g, HSC-G, r2, i_sim_1.4, LSST-r), else from the file's name."""
     for key in ("FILTER", "BAND"):
         text = str(header.get(key, "")).strip()
-        match = re.fullmatch(r"(?:HSC-|LSST-)?([A-Za-z])(?:2|_.*)?", text)
+        match = re.fullmatch(rf"(?:{archive.survey}-)?([A-Z])(?:2|_.*)?", text, re.IGNORECASE)
         if match and match[1].lower() in archive.bands:
             return match[1].lower()
         if text:

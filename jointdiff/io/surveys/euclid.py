@@ -16,7 +16,7 @@ from astropy.io import fits
 from jointdiff.errors import InputError
 from jointdiff.io.fits import FitsImage, open_fits, read_image
 from jointdiff.io.observations import MAX_PSF
-from jointdiff.io.surveys.product import Product, Wanted, bits, make_product, only_one, read_beside
+from jointdiff.io.surveys.product import Product, Wanted, bits, check_pixels, make_product, only_one, read_beside
 from jointdiff.io.wcs import celestial_wcs, image_centre
 from jointdiff.scene import Band
 
@@ -29,6 +29,9 @@ _FILTERS = {
     **{f"{name}_{band.upper()}": (band, f"decam-{band}") for name in ("DECAM", "DES") for band in "griz"},
 }
 """From MER's filter, or the survey in a file's name, to our band and filter curve."""
+
+PIXEL = 0.1
+"""arcsec, of every mosaic."""
 
 _NISP = ("NIR_Y", "NIR_J", "NIR_H")
 
@@ -86,6 +89,7 @@ def _read_cutout(path: Path, wanted: Wanted | None) -> tuple[Product, ...]:
         if missing:
             raise InputError(f"{band.name}: {name}_FLUX has no {' and no '.join(missing)} beside it ({path})")
         image = read_image(f"{path}[{name}_FLUX]", Path(), band.name, view=wanted)
+        check_pixels(image.header, PIXEL, band.name, image.address)
         rms = read_beside(f"{path}[{name}_RMS]", band.name, image)
         psf = read_image(f"{path}[{name}_PSF]", Path(), band.name, MAX_PSF**2)
         products.append(
@@ -120,6 +124,7 @@ def _read_mosaic(band: Band, files: dict[str, list[Path]], wanted: Wanted | None
     label, archive = band.name, "EUC_MER_"
     path = only_one(files.get("image", []), label, f"mosaic ({archive}BGSUB-MOSAIC-…)")
     image = read_image(str(path), Path(), label, view=wanted)
+    check_pixels(image.header, PIXEL, label, image.address)
     rms_path = only_one(files.get("rms", []), label, f"RMS mosaic ({archive}MOSAIC-…-RMS)")
     rms = read_beside(str(rms_path), label, image)
     masked = None
@@ -130,13 +135,13 @@ def _read_mosaic(band: Band, files: dict[str, list[Path]], wanted: Wanted | None
         () if masked is not None else ("no FLAG mosaic was given: no pixel is masked but those without an RMS",)
     )
     psf_path = only_one(files.get("psf", []), label, f"PSF file ({archive}CATALOG-PSF-…)")
-    psf, distance = _nearest_psf(psf_path, label, image)
+    psf, distance = _nearest_psf(psf_path, label, image, wanted)
     notes += (f"PSF of the grid point {distance:.0f} arcsec from the middle",)
     return make_product(band, image, _zeropoint(image, label), _variance(rms, label), masked, psf, None, notes)
 
 
-def _nearest_psf(path: Path, label: str, image: FitsImage) -> tuple[FitsImage, float]:
-    """The catalogue PSF nearest to the middle of an image, and how far it is, arcsec.
+def _nearest_psf(path: Path, label: str, image: FitsImage, wanted: Wanted | None) -> tuple[FitsImage, float]:
+    """The catalogue PSF nearest to what is wanted, or to the middle of the image, and how far it is, arcsec.
 
     HDU 1 is a mosaic of stamps of STMPSIZE pixels, HDU 2 a table of where on the sky each belongs (RA, Dec) and where
     its middle is in the mosaic (x_center, y_center, from 1).
@@ -151,7 +156,7 @@ def _nearest_psf(path: Path, label: str, image: FitsImage) -> tuple[FitsImage, f
         side = hdus[1].header["STMPSIZE"]
         ra, dec, x, y = (np.asarray(tables[0].data[columns[n]], float) for n in ("ra", "dec", "x_center", "y_center"))
     wcs = celestial_wcs(image.header, label, image.address)
-    middle = image_centre(wcs, image.data.shape, label, image.address)
+    middle = wanted.centre if wanted else image_centre(wcs, image.data.shape, label, image.address)
     east = (ra - middle[0] + 180) % 360 - 180
     distance = 3600 * np.hypot(east * np.cos(np.radians(middle[1])), dec - middle[1])
     distance[~np.isfinite(x + y)] = np.inf
@@ -177,6 +182,9 @@ def _band(name: str, path: Path) -> Band:
 
 def _zeropoint(image: FitsImage, label: str) -> float:
     value = image.header.get("MAGZERO")
+    unit = str(image.header.get("BUNIT", ""))
+    if "jy" in unit.lower():
+        raise InputError(f"{label}: BUNIT is {unit}, expected counts of a MER mosaic ({image.address})")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 50:
         raise InputError(f"{label}: MAGZERO is {value!r}, expected the AB zero point of a MER mosaic ({image.address})")
     return float(value)

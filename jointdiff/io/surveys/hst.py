@@ -4,6 +4,7 @@ F814W is no band of a scene: simulate/mock_vis.py makes of it what VIS would hav
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,17 @@ from scipy.ndimage import convolve1d
 
 from jointdiff.errors import InputError
 from jointdiff.io.fits import FitsImage, open_fits, read_image
-from jointdiff.io.observations import MAX_PSF
-from jointdiff.io.surveys.product import Product, Wanted, make_product, only_one, read_beside
+from jointdiff.io.observations import MAX_PSF, psf_pixel
+from jointdiff.io.surveys.product import Product, Wanted, check_pixels, make_product, only_one, read_beside
 from jointdiff.io.surveys.sky import Sky, measure_sky, variance_of
 from jointdiff.scene import Band
 from jointdiff.survey import Depth, load_survey
 from jointdiff.units import AB_ZEROPOINT_NJY, njy_per_count
 
 F814W = Band("F814W", "")
+
+PIXEL = 0.03
+"""arcsec."""
 
 SKY = Depth(fwhm=0.1, sky_sigma=0.42, electrons_per_njy=13.3)
 """COSMOS F814W, one orbit: noise of a 0.03 arcsec pixel as in GalSim's COSMOS sample (NOISE_VARIANCE 7.5e-6 at zero
@@ -52,6 +56,7 @@ def read_cosmos(files: Sequence[Path], wanted: Wanted | None) -> tuple[Product, 
         kinds[kind].append(path)
     path = only_one(kinds["sci"], "F814W", "mosaic (…_sci.fits)")
     image = read_image(str(path), Path(), "F814W", view=wanted)
+    check_pixels(image.header, PIXEL, "F814W", image.address)
     psf_path = only_one(kinds["psf"], "F814W", "PSF (a stamp of 0.03 arcsec pixels, such as Tiny Tim's)")
     psf = read_image(str(psf_path), Path(), "F814W", MAX_PSF**2)
     zeropoint, notes = _zeropoint(image)
@@ -60,7 +65,7 @@ def read_cosmos(files: Sequence[Path], wanted: Wanted | None) -> tuple[Product, 
         weight = read_beside(str(only_one(kinds["wht"], "F814W", "weights")), "F814W", image)
         variance = _scaled_variance(image, weight, njy_per_count(zeropoint))
         notes += ("drizzle weights scaled to the noise measured on the sky",)
-    return (make_product(F814W, image, zeropoint, variance, image.data == 0, psf, _pixel(psf), notes),)
+    return (make_product(F814W, image, zeropoint, variance, image.data == 0, psf, psf_pixel(psf, "F814W"), notes),)
 
 
 def read_hst_hsc(files: Sequence[Path], wanted: Wanted | None) -> tuple[Product, ...]:
@@ -85,7 +90,7 @@ def read_hst_hsc(files: Sequence[Path], wanted: Wanted | None) -> tuple[Product,
         variance = variance_of(image.data, Sky(0.0, sigma, 1.0), load_survey("hsc").depths[name])
         notes = (f"{told}× {scale:.3g} gives nJy, by the noise of HSC's UltraDeep survey, whose variance it gets",)
         band = Band(name, f"hsc-{name}")
-        products.append(make_product(band, image, AB_ZEROPOINT_NJY, variance, None, psf, _pixel(psf), notes))
+        products.append(make_product(band, image, AB_ZEROPOINT_NJY, variance, None, psf, psf_pixel(psf, name), notes))
         total = float(np.nansum(image.data)) if name == "i" else total
     image, psf = _pair(folder, "hst", wanted)
     flux = float(np.nansum(image.data))
@@ -93,7 +98,7 @@ def read_hst_hsc(files: Sequence[Path], wanted: Wanted | None) -> tuple[Product,
         raise InputError(f"F814W: fluxes of {flux:.3g} and, in i, {total:.3g} give no scale ({image.address})")
     image = replace(image, data=image.data * total / flux)
     notes = (f"{told}× {total / flux:.3g} gives nJy, by the flux of HSC's i in the field",)
-    return (make_product(F814W, image, AB_ZEROPOINT_NJY, SKY, None, psf, _pixel(psf), notes), *products)
+    return (make_product(F814W, image, AB_ZEROPOINT_NJY, SKY, None, psf, psf_pixel(psf, "F814W"), notes), *products)
 
 
 def _roughness(image: FitsImage, label: str) -> float:
@@ -116,16 +121,21 @@ def _pair(folder: Path, name: str, wanted: Wanted | None) -> tuple[FitsImage, Fi
     return image, read_image(f"{name}_psf.fits", folder, label, MAX_PSF**2)
 
 
-def _pixel(psf: FitsImage) -> float | None:
-    value = psf.header.get("PIXSCALE")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
-
-
 def _zeropoint(image: FitsImage) -> tuple[float, tuple[str, ...]]:
-    """From PHOTFLAM and PHOTPLAM (ACS Data Handbook, section 5.1), in HDU 0 or the image's; else that of COSMOS."""
+    """From PHOTFLAM and PHOTPLAM (ACS Data Handbook, section 5.1), in HDU 0 or the image's; else that of COSMOS.
+
+    Raises InputError for another filter, and for pixels that are not electrons a second.
+    """
     with open_fits(Path(image.address.split("[")[0]), "F814W") as hdus:
         header = hdus[0].header.copy()
     header.update(image.header)
+    for key in ("FILTER", "FILTER1", "FILTER2"):
+        name = str(header.get(key, "")).strip().upper()
+        if name and not name.startswith(("CLEAR", "F814W")):
+            raise InputError(f"F814W: {key} is {name}, and mock VIS is made of F814W alone ({image.address})")
+    unit = str(header.get("BUNIT", "")).strip()
+    if unit and not re.fullmatch(r"cps|(electrons?|e-?|counts?)(/s(ec)?|/second| s-1)", unit, re.IGNORECASE):
+        raise InputError(f"F814W: BUNIT is {unit}, expected electrons a second ({image.address})")
     flam, plam = header.get("PHOTFLAM"), header.get("PHOTPLAM")
     if isinstance(flam, float) and isinstance(plam, int | float) and flam > 0 and plam > 0:
         return -2.5 * math.log10(flam) - 5 * math.log10(plam) - 2.408, ()
@@ -134,6 +144,8 @@ def _zeropoint(image: FitsImage) -> tuple[float, tuple[str, ...]]:
 
 def _scaled_variance(image: FitsImage, weight: FitsImage, njy: float) -> np.ndarray:
     """(h, w), counts², as 1/weight, such that the sky has the scatter that it has. njy: of one count."""
+    if (negative := int((weight.data < 0).sum())) > 0:
+        raise InputError(f"F814W: weights are negative in {negative} pixels: no drizzle weights ({weight.address})")
     seen = np.isfinite(image.data) & (weight.data > 0)
     if not seen.any():
         raise InputError(f"F814W: no pixel has a weight ({weight.address})")

@@ -3,18 +3,18 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from astropy.wcs import NoConvergence
+from astropy.wcs import WCS, NoConvergence
 
 from jointdiff.errors import InputError
 from jointdiff.io.fits import FitsImage, Part, read_image
-from jointdiff.io.observations import Exposure, normalised
+from jointdiff.io.observations import MAX_OFFSET, Exposure, normalised
 from jointdiff.io.surveys.sky import measure_sky, variance_of
-from jointdiff.io.wcs import celestial_wcs
+from jointdiff.io.wcs import celestial_wcs, image_centre
 from jointdiff.scene import Band
 from jointdiff.survey import Depth
 from jointdiff.units import ARCSEC_PER_DEGREE, njy_per_count
@@ -45,28 +45,45 @@ class Wanted:
     side: float
 
     def __call__(self, header: fits.Header, shape: tuple[int, int], label: str, place: str) -> Part:
-        """Rows and columns of the square, cut at the image's edges. Raises InputError where none is in the image."""
-        wcs = celestial_wcs(header, label, place)
+        """Rows and columns of the square, cut at the image's edges. Raises InputError where its centre is outside."""
+        return self.part(celestial_wcs(header, label, place), shape, label, place)
+
+    def part(self, wcs: WCS, shape: tuple[int, int], label: str, place: str) -> Part:
+        """The same, of an image whose WCS is known."""
         try:
             x, y = wcs.celestial.world_to_pixel(_icrs(self.centre))
         except (NoConvergence, ValueError):
             x = y = math.nan
-        scale = math.sqrt(abs(np.linalg.det(wcs.celestial.pixel_scale_matrix))) * ARCSEC_PER_DEGREE
-        half = self.side / scale / 2
-        parts = []
+        if not (-0.5 <= y <= shape[0] - 0.5 and -0.5 <= x <= shape[1] - 0.5):
+            middle = image_centre(wcs, shape, label, place)
+            there, here = (f"({ra:.5f}, {dec:.5f})" for ra, dec in (self.centre, middle))
+            raise InputError(f"{label}: {there} is outside the image, whose middle is at {here} ({place})")
+        half, parts = self.side / _pixel(wcs) / 2, []
         for middle, length in ((y, shape[0]), (x, shape[1])):
-            # A pixel belongs to the square if its centre does, with room for the rounding of a WCS.
-            start, stop = (
-                max(0, math.ceil(middle - half - 1e-6)) if np.isfinite(middle) else length,
-                min(length, math.floor(middle + half + 1e-6) + 1) if np.isfinite(middle) else 0,
-            )
-            if stop <= start:
-                ra, dec = self.centre
-                raise InputError(
-                    f"{label}: ({ra:.5f}, {dec:.5f}) and {self.side:g} arcsec around it are outside the image ({place})"
-                )
-            parts.append(slice(start, stop))
+            # A pixel belongs to the square if its centre does, with room for the rounding of a WCS; the nearest always.
+            nearest = min(round(float(middle)), length - 1)
+            start = min(max(0, math.ceil(middle - half - 1e-6)), nearest)
+            parts.append(slice(start, max(min(length, math.floor(middle + half + 1e-6) + 1), nearest + 1)))
         return parts[0], parts[1]
+
+
+def cut(product: Product, wanted: Wanted) -> Product:
+    """The square of a product. Raises InputError where its centre is outside the image, or all of it is masked."""
+    exposure = product.exposure
+    rows, columns = wanted.part(exposure.wcs, exposure.image.shape, exposure.band.name, exposure.place)
+    image, ivar = exposure.image[rows, columns], exposure.ivar[rows, columns]
+    if not ivar.any():
+        raise InputError(f"{exposure.band.name}: all {ivar.size} pixels are masked ({exposure.place})")
+    part = replace(exposure, image=image, ivar=ivar, wcs=exposure.wcs[rows, columns])
+    height, width = (side * _pixel(exposure.wcs) for side in image.shape)
+    if min(height, width) > wanted.side - 2 * _pixel(exposure.wcs):
+        return Product(part, product.notes)
+    return Product(part, (*product.notes, f"the image ends within it: {height:.1f} × {width:.1f} arcsec"))
+
+
+def _pixel(wcs: WCS) -> float:
+    """Side of a pixel, arcsec."""
+    return math.sqrt(abs(np.linalg.det(wcs.celestial.pixel_scale_matrix))) * ARCSEC_PER_DEGREE
 
 
 def _icrs(centre: tuple[float, float]):
@@ -107,6 +124,8 @@ def make_product(
         )
     else:
         variance = variance * njy**2
+        if unknown := int((seen & ~(np.isfinite(variance) & (variance > 0))).sum()):
+            notes.append(f"variance zero or not finite in {unknown} pixels, which are masked")
     seen &= np.isfinite(variance) & (variance > 0)
     ivar = np.where(seen, 1 / np.where(seen, variance, 1.0), 0.0).astype(np.float32)
     if not (np.isfinite(ivar).all() and ivar.any()):
@@ -120,16 +139,10 @@ def make_product(
 def unit_psf(psf: FitsImage, label: str, notes: list[str]) -> np.ndarray:
     """A stamp (n, n), its star in the middle, of unit sum; what was done to it is added to ``notes``.
 
-    An even side has no middle pixel: a star centred on a pixel beside it is brought to the middle by leaving out the
-    row and column on the far side.
+    A star centred on a pixel beside the middle, as in all stamps of even sides, is brought there by leaving out rows
+    and columns on the far side.
     """
-    stamp = psf.data
-    for axis in (0, 1):
-        n = stamp.shape[axis]
-        if n % 2 == 0 and np.isfinite(stamp).all() and stamp.sum() > 0:
-            place = (stamp.sum(1 - axis) @ np.arange(n)) / stamp.sum() - (n - 1) / 2
-            if abs(place) > 0.25:
-                stamp = np.take(stamp, np.arange(1, n) if place > 0 else np.arange(n - 1), axis)
+    stamp = _centred(psf.data) if np.isfinite(psf.data).all() else psf.data
     if stamp.shape != psf.data.shape:
         notes.append(f"PSF of {psf.data.shape[0]} pixels centred beside its middle: cut to {stamp.shape[0]}")
     total = float(stamp.sum())
@@ -139,6 +152,23 @@ def unit_psf(psf: FitsImage, label: str, notes: list[str]) -> np.ndarray:
     if abs(total - 1) > 1e-3:
         notes.append(f"PSF sums to {total:.4f}: normalised")
     return result
+
+
+def _centred(stamp: np.ndarray) -> np.ndarray:
+    """Without what is farther on one side of the brightest row and column, where the centroid is nearer to these."""
+    parts = []
+    for axis, n in enumerate(stamp.shape):
+        line, offset = stamp.sum(1 - axis), np.arange(n) - (n - 1) / 2
+        peak = float(offset[line.argmax()])
+        centroid = float(line @ offset) / total if (total := float(line.sum())) > 0 else 0.0
+        beside = abs(peak) <= MAX_OFFSET and abs(centroid - peak) < abs(centroid)
+        far = round(2 * abs(peak)) if beside else 0
+        parts.append([far, n] if peak > 0 else [0, n - far])
+    sides = [stop - start for start, stop in parts]
+    for part, side in zip(parts, sides, strict=True):
+        evenly = (side - min(sides)) // 2
+        part[:] = part[0] + evenly, part[1] - evenly
+    return stamp[slice(*parts[0]), slice(*parts[1])]
 
 
 def read_beside(address: str, label: str, image: FitsImage) -> FitsImage:
@@ -154,6 +184,13 @@ def read_beside(address: str, label: str, image: FitsImage) -> FitsImage:
         return image.part or (slice(0, shape[0]), slice(0, shape[1]))
 
     return read_image(address, Path(), label, view=same)
+
+
+def check_pixels(header: fits.Header, scale: float, label: str, place: str) -> None:
+    """Raises InputError for pixels that are not the survey's ``scale`` (arcsec), to a twentieth: those of another."""
+    found = _pixel(celestial_wcs(header, label, place))
+    if not 0.95 * scale < found < 1.05 * scale:
+        raise InputError(f"{label}: pixels of {found:.4g} arcsec, expected {scale:g} ({place})")
 
 
 def bits(mask: np.ndarray, numbers: Sequence[int]) -> np.ndarray:

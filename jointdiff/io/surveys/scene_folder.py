@@ -1,5 +1,6 @@
 """Products to a scene folder that read_field reads."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def write_products(folder: Path, name: str, products: Sequence[Product], add: bo
     scale = None if reference == "VIS" else held.get("pixel_scale", PIXEL_SCALE)
     entries = [*held["observations"], *entries]
     write_scene(folder, held.get("name", name), reference, entries, scale)
-    read_field(path)
+    with warnings.catch_warnings():  # told when it was read, with the archive's own file
+        warnings.filterwarnings("ignore", ".*from the middle of its stamp")
+        read_field(path)
     return path
 
 
