@@ -4,6 +4,7 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -298,8 +299,16 @@ def run(config: Config, settings: BenchmarkConfig, names: Sequence[str], folder:
             assert held is not None, f"{task.path(lot)} was just made"
             records[task.method] |= {record.scene: record for record in held}
     made = {**about, **{name: value for name, value in vars(settings).items() if name != "workers"}}
-    sizes = (names, config.scene.pixel_scale, config.seed, made)
+    sizes = (names, config.scene.pixel_scale, config.seed, made, command(config, settings))
     return study(records, subsets(settings), groups(settings), growth, *sizes)
+
+
+def command(config: Config, settings: BenchmarkConfig) -> str:
+    """What makes the same benchmark of the same run."""
+    usual = vars(BenchmarkConfig())
+    changed = {name: value for name, value in vars(settings).items() if value != usual[name] and name != "workers"}
+    options = [f"--benchmark.{name} {shlex.quote(json.dumps(value))}" for name, value in changed.items()]
+    return " ".join(["python scripts/evaluate.py --config configs/benchmark.yaml --run", config.run, *options])
 
 
 def subsets(settings: BenchmarkConfig) -> list:

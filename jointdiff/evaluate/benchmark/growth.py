@@ -25,7 +25,7 @@ TIMED: Mapping[type, tuple[str, int]] = {
 All n steps then take t(few) + (n/few − 1) (t(2 few) − t(few)): what comes before the first step counts once.
 """
 
-SAMPLES = (1, 4, 16)
+SAMPLES = (1, 4, 8)
 
 QUICK = 1.0
 """Seconds: of what takes less, the least of three; what else a computer does only makes times longer."""

@@ -27,17 +27,19 @@ def study(
     scale: float,
     seed: int,
     about: Mapping[str, object],
+    command: str,
 ) -> Outcome:
     """The Outcome of a benchmark.
 
     subsets: ALL the scenes first, then the COMMON ones, then others. groups: title → names of subsets that are drawn
-    side by side. growth: rows of growth.grow, with their methods. scale: arcsec per pixel. about: for the report.
+    side by side. growth: rows of growth.grow, with their methods. scale: arcsec per pixel. about, command: what it was
+    made with, and by which command.
     """
     table = [row for subset in subsets for row in rows(records, subset, names, seed)]
     table += cost_rows(records, ALL) + growth_rows(growth)
     drawn = _figures(records, subsets, groups, growth, table, names, scale, seed)
     page = report.page(table, drawn, growth, about)
-    files = {"report.html": page, "readme.md": report.markdown(table)}
+    files = {"report.html": page, "readme.md": report.markdown(table, command)}
     scalars = {f"{row['score']}/{row['band']}/{row['method']}": row["value"] for row in table if _charted(row)}
     told = {name.split(":")[0].replace(" ", "_"): figure for name, (_, figure) in drawn.items()}
     return Outcome(table_of(table), report.text(table), told, files, scalars)
