@@ -229,7 +229,7 @@ def test_records_come_back_and_another_key_is_none(tmp_path):
 def test_a_method_says_the_same_twice(method):
     """Bit for bit, whatever else drew random numbers in between."""
     _, observations = draw(blank_survey(1), (1.0,), 0)
-    scene = [replace(o, ivar=o.ivar.float(), image=o.image.float()) for o in observations]
+    scene = [o.to(torch.float32) for o in observations]
     used = method_of(method, untrained([(band.name, band.filter) for band in BANDS], seed=1))
     for steps in ("evaluations", "iterations", "ground"):
         if hasattr(used, steps):
