@@ -33,7 +33,7 @@ class Rival:
     """Another method's error, ours on the same scenes, and the difference with its 95 % interval.
 
     without: the difference where the scene is left out that speaks most against ours. scenes, sources: how many scenes
-    both saw, and what they are scored on. causes: (theirs, ours) of those of CAUSES that the place has.
+    have any that count, and what they are scored on. causes: (theirs, ours) of those of CAUSES that the place has.
     """
 
     method: str
@@ -135,13 +135,12 @@ def _rival(found: Mapping[tuple, Row], method: str, place: Place, score: str) ->
         value, ours = found.get((method, subset, place, theirs)), found.get((METHOD, subset, place, score))
         less = found.get((method, subset, place, score + BEHIND))
         if value and ours and less and math.isfinite(value["value"]):
-            scenes = found[METHOD, subset, Place(""), "scenes"]["n"]
             pairs = {
                 key: (found.get((method, subset, place, key)), found.get((METHOD, subset, place, key)))
                 for key, *_ in CAUSES
             }
             causes = {key: (a["value"], b["value"]) for key, (a, b) in pairs.items() if a and b}
-            told = less["low"], less["high"], less["without"], int(scenes), int(less["n"])
+            told = less["low"], less["high"], less["without"], int(less["scenes"]), int(less["n"])
             yield Rival(method, value["value"], ours["value"], *told, causes)
             return
 

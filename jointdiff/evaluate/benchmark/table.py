@@ -63,8 +63,11 @@ class Place(NamedTuple):
         return math.isinf(self.low) and math.isinf(self.high)
 
 
-_WHOLE: Row = {"snr_low": -math.inf, "snr_high": math.inf, "low": math.nan, "high": math.nan, "without": math.nan}
+_WHOLE: Row = {"snr_low": -math.inf, "snr_high": math.inf, "low": math.nan, "high": math.nan}
 """Of a row without signal to noise, nor interval."""
+
+_ALONE: Row = {"without": math.nan, "scenes": math.nan}
+"""Of a row that is no difference to ours."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ def rows(records: Records, subset: Subset, names: Sequence[str], seed: int) -> l
                     less = difference(statistic, ours)
                     row = _row(method, subset.name, place, score + end + BEHIND, less)
                     owners = sources.scenes if less.draws is draws.by_source else np.arange(len(sources.found))
-                    made.append(row | {"without": without_one(less, owners) if row["high"] < 0 else math.nan})
+                    held = len(np.unique(owners[less.chosen]))
+                    without = without_one(less, owners) if row["high"] < 0 else math.nan
+                    made.append(row | {"without": without, "scenes": float(held)})
     count = {"method": METHOD, "subset": subset.name, "band": "", "score": "scenes", "value": float(len(subset.scenes))}
     made = [row for row in made if math.isfinite(row["value"])]
     return [*made, *_means(made), _WHOLE | count | {"n": len(subset.scenes)}]
@@ -136,8 +141,8 @@ def without_one(less: Statistic, owners: np.ndarray) -> float:
 def _row(method: str, subset: str, place: Place, score: str, statistic: Statistic) -> Row:
     low, high = statistic.interval
     row = {"method": method, "subset": subset, "band": place.band, "snr_low": place.low, "snr_high": place.high}
-    row |= {"score": score, "value": statistic.value, "low": low, "high": high, "without": math.nan}
-    return row | {"n": int(statistic.chosen.sum())}
+    row |= {"score": score, "value": statistic.value, "low": low, "high": high}
+    return row | _ALONE | {"n": int(statistic.chosen.sum())}
 
 
 def _means(made: Sequence[Row]) -> list[Row]:
