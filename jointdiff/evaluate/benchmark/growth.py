@@ -11,18 +11,17 @@ from jointdiff.evaluate.validation import METHOD, method_of
 from jointdiff.reconstruct.base import NoiseStream, Reconstructor
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.posterior_sampling import PosteriorSampling
-from jointdiff.reconstruct.scarlet import Scarlet
 from jointdiff.reconstruct.starlet import Starlet
 from jointdiff.scene import Grid, Observation
 
 TIMED: Mapping[type, tuple[str, int]] = {
     PosteriorSampling: ("evaluations", 4),
     Starlet: ("iterations", 20),
-    Scarlet: ("iterations", 20),
 }
 """Of methods whose steps cost alike: what their number is called, and how few are timed, and again twice as many.
 
 All n steps then take t(few) + (n/few − 1) (t(2 few) − t(few)): what comes before the first step counts once.
+scarlet2 is not of them: most of its time is compiling, and all of its steps take no longer than the two timings would.
 """
 
 SAMPLES = (1, 4, 8)
