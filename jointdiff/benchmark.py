@@ -4,6 +4,7 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,8 @@ class BenchmarkConfig:
         seeing: FWHM of the ground's PSFs over the survey's usual ones.
         scenes: Scenes of each kind, geometry and seeing.
         samples: Samples a scene.
-        slow: Methods that see some of the scenes alone; every other one is scored on these by themselves, too.
+        slow: Methods that see some of the scenes alone; every other one is scored on these by themselves, too. They
+            are begun in this order: the longest first, so that no process is left with one of them at the end.
         slow_scenes: How many, of all kinds, geometries and seeing.
         slow_samples: Their samples a scene.
         growth_sizes: Scene sides in pixels at which the growth of costs is measured; none for no such figure.
@@ -47,7 +49,7 @@ class BenchmarkConfig:
     seeing: tuple[float, ...] = (0.8, 1.0, 1.25)
     scenes: int = 8
     samples: int = 15
-    slow: tuple[Compared, ...] = (*("starlet", "scarlet2", "dps", "dps-vis", "pigdm", "pigdm-vis", "mmps", "mmps-vis"),)
+    slow: tuple[Compared, ...] = (*("dps", "dps-vis", "scarlet2", "starlet", "pigdm", "pigdm-vis", "mmps", "mmps-vis"),)
     slow_scenes: int = 24
     slow_samples: int = 4
     growth_sizes: tuple[int, ...] = (32, 64, 128)
@@ -244,14 +246,15 @@ def mocks(config: Config, settings: BenchmarkConfig, chosen: Sequence[Lot]) -> t
 
 
 def tasks(config: Config, settings: BenchmarkConfig, folder: Path, key: str) -> list[list[Task | Growth]]:
-    """Stages, one after the other: the reference tells the others where sources are. In each, the longest first.
+    """Stages, one after the other: the reference tells the others where sources are. In each, slow methods first.
 
-    A slow method's lots are shared among all workers; another's are one process's.
+    A slow method's lots are shared among all workers; another's are one process's. Growth, short pieces, comes last.
     """
     every, workers = tuple(lots(settings)), worker_count(settings)
     stages: list[list[Task | Growth]] = [[], []]
-    names = methods(settings)
-    for name in sorted(names, key=lambda name: name not in settings.slow):
+    order = [*settings.slow, *methods(settings)]
+    names = sorted(methods(settings), key=order.index)
+    for name in names:
         slow = name in settings.slow
         seen = every[: settings.slow_scenes] if slow else every
         size = (1, settings.slow_samples) if slow else (settings.scenes, settings.samples)
@@ -260,7 +263,9 @@ def tasks(config: Config, settings: BenchmarkConfig, folder: Path, key: str) -> 
             if chosen := seen[share::shares]:
                 stages[name != REFERENCE].append(Task(config, settings, name, chosen, *size, folder, key))
     if settings.growth_sizes:
-        stages[1] += [Growth(config, settings, name, folder, key) for name in names if name != "oracle"]
+        alike = {f"{name}-vis" for name in names}  # seen by the network or not, VIS costs the same
+        grown = [name for name in names if name != "oracle" and name not in alike]
+        stages[1] += [Growth(config, settings, name, folder, key) for name in grown]
     return stages
 
 
@@ -294,8 +299,16 @@ def run(config: Config, settings: BenchmarkConfig, names: Sequence[str], folder:
             assert held is not None, f"{task.path(lot)} was just made"
             records[task.method] |= {record.scene: record for record in held}
     made = {**about, **{name: value for name, value in vars(settings).items() if name != "workers"}}
-    sizes = (names, config.scene.pixel_scale, config.seed, made)
+    sizes = (names, config.scene.pixel_scale, config.seed, made, command(config, settings))
     return study(records, subsets(settings), groups(settings), growth, *sizes)
+
+
+def command(config: Config, settings: BenchmarkConfig) -> str:
+    """What makes the same benchmark of the same run."""
+    usual = vars(BenchmarkConfig())
+    changed = {name: value for name, value in vars(settings).items() if value != usual[name] and name != "workers"}
+    options = [f"--benchmark.{name} {shlex.quote(json.dumps(value))}" for name, value in changed.items()]
+    return " ".join(["python scripts/evaluate.py --config configs/benchmark.yaml --run", config.run, *options])
 
 
 def subsets(settings: BenchmarkConfig) -> list:

@@ -250,13 +250,18 @@ def calibration(config: Config, denoiser, weights: str, old=None, progress: bool
     still ask for, or do not, is kept. Raises InputError for too few sources to compare the modes on.
     """
     from jointdiff.evaluate import conformal
-    from jointdiff.measure.conformal import Calibration
+    from jointdiff.measure.conformal import Calibration, quantities
 
     settings, device = config.calibration, denoiser.wavenumbers.device
     found = Calibration(weights, "amortized", config.sampling.evaluations, config.seed)
     kept = old if old and old == replace(found, errors=old.errors, modes=old.modes) else found
     errors, modes = kept.errors, kept.modes
-    if settings.scenes and not (errors and (errors.scenes, errors.samples) == (settings.scenes, settings.samples)):
+    wanted = (
+        settings.scenes,
+        settings.samples,
+        {quantity.column for quantity in quantities([band.name for band in denoiser.bands])},
+    )
+    if settings.scenes and not (errors and (errors.scenes, errors.samples, set(errors.scales)) == wanted):
         trials = _validation(config, "validation", settings.scenes, 0, "calibration", settings.samples, device)
         errors = conformal.measure_errors(trials, denoiser, progress)
     if settings.mode_scenes and not (modes and modes.scenes == settings.mode_scenes):

@@ -16,7 +16,14 @@ from scipy.special import stdtrit
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.evaluate.calibration import COVERAGE_LEVEL
 from jointdiff.evaluate.validation import Validation
-from jointdiff.measure.catalog import MeasureSettings, find_sources, measure, measure_images, shape_image
+from jointdiff.measure.catalog import (
+    MeasureSettings,
+    find_sources,
+    gaussian_fluxes,
+    measure,
+    measure_images,
+    shape_image,
+)
 from jointdiff.measure.conformal import ErrorScales, quantities, significance
 from jointdiff.measure.modes import ModeCheck, disagreement
 from jointdiff.measure.photometry import aperture_map, fluxes
@@ -132,6 +139,8 @@ def measure_errors(trials: Validation, denoiser: Denoiser, progress: bool = Fals
         true = measure_images(trial.truth[None], names, segments, sizes, scale, aperture)
         truth = {f"flux_{name}": true.segment[0, :, band] for band, name in enumerate(names)}
         truth |= {f"aper_flux_{name}": true.aperture[0, :, band] for band, name in enumerate(names)}
+        gauss = gaussian_fluxes(trial.truth[None], segments, scale)[0]
+        truth |= {f"gauss_flux_{name}": gauss[:, band] for band, name in enumerate(names)}
         truth |= {"r50": true.r50[0], "e1": true.shape[0, :, 0], "e2": true.shape[0, :, 1]}
         for column, error, *_ in quantities(names):
             cells = (table[column], table[error], truth[column], significance(table, names, column))

@@ -66,7 +66,7 @@ def study(denoiser: Denoiser, trials: Validation, kept: Kept) -> Outcome:
         f"{MIN_SNR:g} sigma.\nFlagged by statmorph: of the truth, and share of the samples. Scored: truth and most "
         "samples have a value.\nTruth: median; bias: median error of the posterior mean; scatter: its NMAD, beside the "
         "median stated error\nand the spread (NMAD) of the truth itself. "
-        f"Coverage: of {COVERAGE_LEVEL:.0%}, raw, with its 95 % interval."
+        f"Coverage: of {COVERAGE_LEVEL:.0%}, raw, with its 95 % interval. What samples have of noise adds to asymmetry."
     )
     return Outcome(table_of(rows), f"{format_rows(rows, _COLUMNS)}\n{notes}", {"morphology": figure(rows)})
 

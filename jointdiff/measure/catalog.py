@@ -142,10 +142,8 @@ def measure(
     table = Table(meta={"APERRAD": settings.aperture, "GAUSSRAD": GAUSS_SIGMA, "NSAMPLES": len(samples)})
     table.meta.update({f"FLAG{bit}": text for bit, text in FLAGS.items()})
     _add_positions(table, segments, scene)
-    width = units.SIGMA_PER_FWHM * target_fwhm / scale
-    weights = gaussian_map(segments, GAUSS_SIGMA / scale, width)
-    gauss = fluxes(mean.cpu(), weights).numpy(), fluxes(samples.cpu(), weights).numpy()
-    _add_fluxes(table, names, measured, at_mean, gauss, checks)
+    every, one = (gaussian_fluxes(images, segments, scale, target_fwhm) for images in (samples, mean[None]))
+    _add_fluxes(table, names, measured, at_mean, (one[0], every), checks)
     table.add_column(column("flux_cov", _covariance(measured.segment), more=", ".join(names)))
     _add_shapes(table, measured)
     if settings.morphology:
@@ -158,6 +156,14 @@ def measure(
     table.add_column(column("flags", _flags(segments, measured, checks, reach)))
     scale_errors(table, names, calibration)
     return table
+
+
+def gaussian_fluxes(
+    images: Tensor, segments: Segments, scale: float, target_fwhm: float = DEFAULT_TARGET_FWHM
+) -> np.ndarray:
+    """Fluxes (S, K, C), nJy, of images (S, C, H, W) under Gaussians of GAUSS_SIGMA on the sky as before any PSF."""
+    width = units.SIGMA_PER_FWHM * target_fwhm / scale
+    return fluxes(images.cpu(), gaussian_map(segments, GAUSS_SIGMA / scale, width)).numpy()
 
 
 def shape_image(images: Tensor, names: Sequence[str]) -> np.ndarray:

@@ -39,7 +39,7 @@ KINDS = {
     "aper_flux": Kind("nJy", _FLUX, "flux in a circle of radius APERRAD arcsec"),
     "aper_flux_err": Kind("nJy", _FLUX_ERROR, _DEVIATION),
     "gauss_flux": Kind("nJy", _FLUX, "flux under a Gaussian of sigma GAUSSRAD arcsec and peak 1, as before any PSF"),
-    "gauss_flux_err": Kind("nJy", _FLUX_ERROR, f"{_DEVIATION}, as sampled"),
+    "gauss_flux_err": Kind("nJy", _FLUX_ERROR, _DEVIATION),
     "mag": Kind("mag", "phot.mag;{em}", "AB magnitude of flux; NaN if negative"),
     "mag_err": Kind("mag", "stat.error;phot.mag;{em}", "its first-order error"),
     "flux_ml": Kind("nJy", _FLUX, "maximum-likelihood flux from this band's data and the VIS template, no prior"),
@@ -55,11 +55,13 @@ KINDS = {
     "position_angle": Kind("deg", "pos.posAng", "of the major axis of (e1, e2), from north to east, 0 to 180"),
     "sersic_n": Kind(None, _MORPHOLOGY, "Sersic index of the model that, convolved with the target PSF, fits best"),
     "concentration": Kind(None, _MORPHOLOGY, "5 log10(r80/r20), at the target PSF"),
-    "asymmetry": Kind(None, _MORPHOLOGY, "under a turn by 180 degrees, at the target PSF"),
+    "asymmetry": Kind(
+        None, _MORPHOLOGY, "under a turn by 180 degrees, at the target PSF; noise of the samples raises it"
+    ),
     "gini": Kind(None, _MORPHOLOGY, "Gini coefficient of the pixels, at the target PSF"),
     "m20": Kind(None, _MORPHOLOGY, "log10 of the brightest 20 percent's share of the second moment, at the target PSF"),
     **{
-        f"{kind}_err": Kind(None, _MORPHOLOGY_ERROR, f"{_DEVIATION}, as sampled")
+        f"{kind}_err": Kind(None, _MORPHOLOGY_ERROR, f"{_DEVIATION}, as sampled: no factor is fitted for it")
         for kind in ("sersic_n", "concentration", "asymmetry", "gini", "m20")
     },
     "sersic_flagged": Kind(None, "meta.number", "samples, of MORPHNUM, whose fit statmorph flags; -1: not measured"),

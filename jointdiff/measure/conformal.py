@@ -39,7 +39,7 @@ class Quantity(NamedTuple):
 
 def quantities(names: Sequence[str]) -> Iterator[Quantity]:
     """All columns whose errors are scaled, of a catalog in these bands; shapes go by the significance of VIS."""
-    for kind in ("flux", "aper_flux"):
+    for kind in ("flux", "aper_flux", "gauss_flux"):
         for name in names:
             column = f"{kind}_{name}"
             yield Quantity(column, f"{kind}_err_{name}", f"{kind}_err_raw_{name}", column)
@@ -155,7 +155,8 @@ def scale_errors(table: Table, names: Sequence[str], calibration: Calibration | 
     """Multiply a catalog's errors and covariances by their factors, in place; the raw ones get columns beside them.
 
     Without a calibration of errors both are the same. The header says which (ERRSCALE), and of which file (CALSHA).
-    mag_err goes with flux_err. Raises InputError for a calibration of other bands.
+    mag_err goes with flux_err. Errors of gauss_flux stay as sampled, and their description says so, where an earlier
+    version fitted no factors of them. Raises InputError for a calibration of other bands.
     """
     every = list(quantities(names))
     for _, error, raw, _ in every:
@@ -170,6 +171,9 @@ def scale_errors(table: Table, names: Sequence[str], calibration: Calibration | 
     table.meta.update(ERRLEVEL=errors.level, CALSHA=calibration.sha256)
     factors = {}
     for column, error, *_ in every:
+        if column not in errors.scales and column.startswith("gauss_flux_"):
+            table[error].description += ", as sampled: calibration.json has no factors of it"
+            continue
         if column not in errors.scales:
             raise InputError(f"calibration: no {column}, which the catalog has")
         factors[column] = errors.of(column, significance(table, names, column))

@@ -138,6 +138,21 @@ def test_an_empty_catalog_has_the_same_columns_and_headers(tmp_path):
     assert "as sampled" in read["r50_err_raw"].description
 
 
+def without_gauss(errors: ErrorScales) -> ErrorScales:
+    """As earlier versions fitted them."""
+    kept = [column for column in errors.scales if not column.startswith("gauss_flux")]
+    return replace(errors, scales={c: errors.scales[c] for c in kept}, sources={c: errors.sources[c] for c in kept})
+
+
+def test_what_an_earlier_version_fitted_no_factors_of_stays_raw_and_says_so():
+    earlier = replace(calibration(), errors=without_gauss(calibration().errors))
+    old, new = (measure(scene()[0], NAMES, "f", 0.1, calibration=known) for known in (earlier, calibration()))
+    np.testing.assert_array_equal(old["gauss_flux_err_g"], old["gauss_flux_err_raw_g"])
+    assert "as sampled" in old["gauss_flux_err_g"].description
+    assert "as sampled" not in new["gauss_flux_err_g"].description
+    np.testing.assert_array_equal(old["flux_err_g"], new["flux_err_g"])
+
+
 def test_factors_of_other_bands_are_refused():
     with pytest.raises(InputError, match="calibration: no flux_r, which the catalog has"):
         measure(scene()[0], NAMES, "f", 0.1, calibration=calibration(names=NAMES[:2]))
@@ -241,6 +256,8 @@ def test_only_what_the_settings_change_is_measured_again(fit):
     assert measured == ["calibration", "modes"] and one.modes.scenes == 20 and one.modes.sources == 60
     assert fit(CalibrationConfig(48, 15, 0), "a", one) == (one, []), "what was measured once is kept"
     assert fit(CalibrationConfig(0, 15, 0), "a", one) == (one, [])
+    earlier = replace(one, errors=without_gauss(one.errors))
+    assert fit(CalibrationConfig(48, 15, 0), "a", earlier) == (one, ["calibration"]), "some columns have no factors"
     other, measured = fit(CalibrationConfig(48, 16, 20), "a", one)
     assert measured == ["calibration"] and other.modes == one.modes and other.errors.samples == 16
     fresh, measured = fit(CalibrationConfig(48, 15, 0), "b", one)

@@ -1,6 +1,7 @@
 """Laws of the benchmark: which scenes are shared, what is kept, how methods are ranked, and what the report holds."""
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -11,17 +12,22 @@ import torch
 from jointdiff.benchmark import BenchmarkConfig, lots, pictured, subsets, tasks
 from jointdiff.errors import InputError
 from jointdiff.evaluate.benchmark.examine import ANNULI, spectra
+from jointdiff.evaluate.benchmark.growth import _taken
 from jointdiff.evaluate.benchmark.record import Cost, Record, has_records, read_records, write_records
 from jointdiff.evaluate.benchmark.report import markdown, page, summary, verdicts
 from jointdiff.evaluate.benchmark.standing import standings
-from jointdiff.evaluate.benchmark.table import BEHIND, COMMON, Subset, cost_rows, rows
+from jointdiff.evaluate.benchmark.table import BEHIND, COMMON, Subset, cost_rows, growth_rows, rows, without_one
+from jointdiff.evaluate.scores import Statistic
 from jointdiff.evaluate.sources import Estimate, ScoredScene, find, measure_estimate
 from jointdiff.evaluate.suite import ALL
-from jointdiff.evaluate.validation import METHOD
+from jointdiff.evaluate.validation import METHOD, method_of
 from jointdiff.forward import ForwardModel
+from jointdiff.reconstruct.base import NoiseStream
+from jointdiff.reconstruct.posterior_sampling import DPS
 from jointdiff.reconstruct.scarlet import Torus
 from jointdiff.settings import Config
-from tests.oracles import BANDS, TORUS, blank_survey
+from tests.denoisers import untrained
+from tests.oracles import BANDS, TORUS, blank_survey, draw
 
 NAMES = ("VIS", "g", "r")
 SETTINGS = BenchmarkConfig(methods=("starlet", "dps"), slow=("dps",), slow_scenes=5, scenes=2)
@@ -137,8 +143,35 @@ def test_a_method_of_more_noise_is_behind_and_is_said_to_be():
     found = rows(records, every, NAMES, 0) + cost_rows(records, ALL)
     worst = next(s for s in standings(found) if s.score == "crps_relative" and s.place.band == "g")
     assert worst.verdict == "behind"
-    assert "wiener" in worst.sentence() and worst.sentence() in page(found, {}, {}).replace("&gt;", ">")
-    assert "or less, of smaller CRPS, mean of the bands: wiener." in "\n".join(verdicts(found))
+    assert "wiener" in worst.sentence() and worst.sentence() in page(found, {}, [], {}).replace("&gt;", ">")
+    told = "\n".join(verdicts(found))
+    assert "or less, of smaller CRPS, mean of the bands: wiener." in told
+    assert re.search(r"Of the (\d+) in CRPS our mean is the worse one in \1; in 0 it is not", told)
+    # Of honest posteriors the mean is off by as much more as there is more noise: 60/10, here of 8 samples' mean.
+    theirs, ours = worst.before[0].causes["mean_error_relative"]
+    assert ours / theirs == pytest.approx(6, rel=0.3) and worst.before[0].scenes == 12
+    assert -math.inf < worst.before[0].without < 0, "no one scene makes it"
+
+
+def test_a_difference_that_one_scene_makes_vanishes_without_it():
+    owners = np.repeat(np.arange(6), 3)
+    errors = np.where(owners == 4, -30.0, 1.0)
+    less = Statistic(lambda e: float(e.mean()), (errors,), np.ones(18, dtype=bool), [np.arange(18)])
+    assert less.value < 0 and without_one(less, owners) == 1
+    assert without_one(replace(less, arrays=(-np.ones(18),)), owners) == -1
+
+
+def test_all_steps_are_foretold_from_the_time_of_few():
+    """Exactly, where steps cost alike, whatever comes before the first; a method of few steps is timed as it is."""
+    used = object.__new__(DPS)
+    used.evaluations = 1000
+    told = _taken(used, lambda: 3 + 0.5 * used.evaluations)
+    assert told == {"seconds": pytest.approx(503), "steps": 1000, "timed": 8} and used.evaluations == 1000
+    used.evaluations = 6
+    assert _taken(used, lambda: 3 + 0.5 * used.evaluations) == {"seconds": 6, "steps": 0, "timed": 0}
+    one, other = growth_rows([{"method": "dps", "kind": "size", "at": 64.0} | t for t in (told, told | {"timed": 0})])
+    assert (one["score"], one["n"]) == ("seconds_at_size_64_extrapolated", 8)
+    assert (other["score"], other["n"]) == ("seconds_at_size_64", 0)
 
 
 def test_differences_are_antisymmetric_and_vanish_between_equals():
@@ -162,16 +195,19 @@ def test_differences_are_antisymmetric_and_vanish_between_equals():
 def test_the_report_is_one_file_without_script_or_source_of_elsewhere(table):
     from matplotlib.figure import Figure
 
-    text = page(table, {"<figure>": ("told & shown", Figure())}, {"key": "<seed>"})
+    growth = [{"method": "dps", "kind": "size", "at": 64.0, "seconds": 37.0, "steps": 1000.0, "timed": 8.0}]
+    text = page(table, {"<figure>": ("told & shown", Figure())}, growth, {"key": "<seed>"})
     assert "<script" not in text and "http" not in text
     assert text.count("src=") == text.count('src="data:image/png;base64,') == 1
     assert "&lt;seed&gt;" in text and "told &amp; shown" in text
+    assert "<td>8 of 1000</td><td>37</td>" in text
     heads, lines = summary(table, ALL)
     assert [line[0] for line in lines] == [METHOD, "wiener", "oracle"]
-    short = markdown(table).splitlines()
+    *short, gap, told = markdown(table, "make benchmark").splitlines()
+    assert not gap and told.endswith("12 scenes, where not said otherwise: `make benchmark`")
     assert [row.split(" | ")[0] for row in short[2:]] == ["| jointdiff", "| wiener", "| oracle", *(
         f"| {name}, 8 scenes" for name in (METHOD, "dps"))]  # fmt: skip
-    assert len({row.count("|") for row in short}) == 1 and len(heads) + 1 == short[0].count("|")
+    assert len({row.count("|") for row in short}) == 1 and len(heads) == short[0].count("|"), "all but η"
 
 
 def test_records_come_back_and_another_key_is_none(tmp_path):
@@ -187,6 +223,23 @@ def test_records_come_back_and_another_key_is_none(tmp_path):
     (tmp_path / "b").write_text("{}")
     with pytest.raises(InputError, match="b: not the records of a benchmark"):
         read_records(tmp_path / "b", "key")
+
+
+@pytest.mark.parametrize("method", sorted(set(BenchmarkConfig().methods) - {"oracle", "scarlet2"}))
+def test_a_method_says_the_same_twice(method):
+    """Bit for bit, whatever else drew random numbers in between."""
+    _, observations = draw(blank_survey(1), (1.0,), 0)
+    scene = [o.to(torch.float32) for o in observations]
+    used = method_of(method, untrained([(band.name, band.filter) for band in BANDS], seed=1))
+    for steps in ("evaluations", "iterations", "ground"):
+        if hasattr(used, steps):
+            setattr(used, steps, 3)
+    told = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        told.append(used.sample(scene, TORUS, 2, NoiseStream(0, "twice")))
+    assert torch.equal(told[0].samples, told[1].samples) and torch.equal(told[0].mean, told[1].mean)
+    assert bool(told[0].samples.isfinite().all())
 
 
 def test_scarlet_sees_the_torus_through_the_exact_transpose():

@@ -272,14 +272,15 @@ def cost(rows: Sequence[Row]) -> Figure:
 
 
 def growth(rows: Sequence[Row]) -> Figure:
-    """Core seconds a scene against its side, the number of observed bands and the number of samples."""
+    """Core seconds a scene against its side, observed bands and samples; hollow where some steps foretell all."""
     drawn, grid = _panels(1, 3, height=3.6)
     labels = {"size": "side of the scene, pixels", "bands": "observed bands", "samples": "samples"}
     for axes, (kind, label) in zip(grid[0], labels.items(), strict=True):
         for method in dict.fromkeys(row["method"] for row in rows):
-            own = sorted((row["at"], row["seconds"]) for row in rows if row["method"] == method and row["kind"] == kind)
-            if own:
-                axes.plot(*zip(*own, strict=True), marker="o", ms=3, label=method, **line(method))
+            rest = [row for row in rows if row["method"] == method and row["kind"] == kind]
+            if own := sorted((row["at"], row["seconds"]) for row in rest):
+                filled = {"mfc": "white"} if rest[0]["timed"] else {}
+                axes.plot(*zip(*own, strict=True), marker="o", ms=4, label=method, **filled, **line(method))
         axes.set_xlabel(label)
         _logarithmic(axes)
         if kind != "bands":

@@ -9,7 +9,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from jointdiff.evaluate.benchmark.standing import BEHIND_OTHERS, TIED, Standing, equal_time, snr_label, standings
+from jointdiff.evaluate.benchmark.standing import (
+    BEHIND_OTHERS,
+    TIED,
+    Standing,
+    equal_time,
+    reasons,
+    snr_label,
+    standings,
+)
 from jointdiff.evaluate.benchmark.table import COMMON, LIMITS, R50
 from jointdiff.evaluate.scores import SCALED
 from jointdiff.evaluate.suite import ALL, Row
@@ -87,14 +95,22 @@ def text(table: Sequence[Row]) -> str:
     return "\n\n".join([*parts, *verdicts(table)])
 
 
-def markdown(table: Sequence[Row]) -> str:
-    """The README's table: all scenes, and below it the common ones, for the methods that saw these alone."""
+def markdown(table: Sequence[Row], command: str) -> str:
+    """The README's table: all scenes, and below it the common ones, for the methods that saw these alone.
+
+    command: what makes it, which is told below.
+    """
     heads, lines = summary(table, ALL)
     slow = [line for line in summary(table, COMMON)[1] if line[0] not in {own[0] for own in lines}]
     ours = [line for line in summary(table, COMMON)[1] if line[0] == METHOD and slow]
     marked = [[f"{name}, {_scenes(table, COMMON)} scenes", *rest] for name, *rest in (*ours, *slow)]
     rows = [heads, ["---"] * len(heads), *lines, *marked]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    short = [[cell for head, cell in zip(heads, row, strict=True) if head != "η"] for row in rows]
+    told = (
+        "Means over the bands, median scene for images; CRPS over the Wiener filter's deviation; coverage of 69 %, raw."
+    )
+    told = f"{told} {_scenes(table, ALL)} scenes{', where not said otherwise' if slow else ''}: `{command}`"
+    return "\n".join(["| " + " | ".join(row) + " |" for row in short] + ["", told, ""])
 
 
 def _scenes(table: Sequence[Row], subset: str) -> int:
@@ -108,13 +124,16 @@ def verdicts(table: Sequence[Row]) -> list[str]:
     if not judged:
         return ["No place has enough sources to rank methods at."]
     counts = {word: sum(s.verdict == word for s in judged) for word in ("ahead", "first", TIED, BEHIND_OTHERS)}
-    pairs = sum(len(standing.rivals) for standing in judged)
+    rivals = [rival for standing in judged for rival in standing.rivals]
+    chance = sum(max(0.025, 0.5**rival.scenes) for rival in rivals)  # of few scenes all may point one way by chance
     told = [
         f"{METHOD} is first at {counts['ahead'] + counts['first']} of {len(judged)} places (score, band, bin of S/N), "
         f"at {counts['ahead']} of them beyond the 95 % intervals of all differences; at {counts[TIED]} another method "
-        f"has the smaller error within the intervals; at {counts[BEHIND_OTHERS]} beyond them. Of the {pairs} "
-        f"differences {0.025 * pairs:.0f} would be beyond them by chance, were all methods alike."
+        f"has the smaller error within the intervals; at {counts[BEHIND_OTHERS]} beyond them. Of the {len(rivals)} "
+        f"differences {sum(rival.high < 0 for rival in rivals)} are against it beyond the intervals; at least "
+        f"{chance:.0f} would be by chance, were all methods alike."
     ]
+    told += reasons(judged)
     times = {method: (ratio, crps) for method, ratio, crps in equal_time(table)}
     if "dps" in times:
         ratio, crps = times["dps"]
@@ -129,8 +148,13 @@ def verdicts(table: Sequence[Row]) -> list[str]:
     return told
 
 
-def page(table: Sequence[Row], figures: Mapping[str, tuple[str, Figure]], about: Mapping[str, object]) -> str:
-    """The HTML. figures: name → (what it shows, the figure). about: what the benchmark was made with."""
+def page(
+    table: Sequence[Row],
+    figures: Mapping[str, tuple[str, Figure]],
+    growth: Sequence[Row],
+    about: Mapping[str, object],
+) -> str:
+    """The HTML. figures: name → (what it shows, the figure). growth: of costs. about: what it all was made with."""
     judged = standings(table)
     parts = [f"<h1>{METHOD} beside other methods</h1>", *(f"<p>{html.escape(t)}</p>" for t in verdicts(table))]
     parts += ["<h2>In short</h2>", _LEGEND]
@@ -140,6 +164,8 @@ def page(table: Sequence[Row], figures: Mapping[str, tuple[str, Figure]], about:
             parts += [f"<h3>{subset} scenes: {_scenes(table, subset)}</h3>", _table(heads, lines)]
     parts += ["<h2>Is it first?</h2>", _STANDING, *_matrices(judged), *_sentences(judged)]
     parts += ["<h2>What it costs</h2>", _COST, _table(*_cost_table(table))]
+    if growth:
+        parts += ["<h3>How it grows</h3>", _GROWTH, _table(*_growth_table(growth))]
     for name, (told, figure) in figures.items():
         parts.append(f"<h2>{html.escape(name)}</h2><p>{html.escape(told)}</p>{_image(figure, name)}")
     told = "\n".join(f"{key}: {value}" for key, value in about.items())
@@ -164,6 +190,11 @@ together. Memory is what the process held at its peak beyond what it held before
 are not counted.</p>"""
 
 
+_GROWTH = """<p>Core seconds of one scene: of so many pixels a side, observed bands, and samples; two samples where
+their number is not varied. Of methods whose steps cost alike few were timed, and again twice as many, from which the
+time of all is extrapolated: the second column says of how many.</p>"""
+
+
 def _matrices(judged: Sequence[Standing]) -> list[str]:
     parts = []
     for label in dict.fromkeys(snr_label(s.place) for s in judged):
@@ -182,12 +213,19 @@ def _matrices(judged: Sequence[Standing]) -> list[str]:
     return parts
 
 
+_BEHIND = """<p>Each with the other's error and ours; the 95 % interval of the difference; how many scenes and sources
+it rests on; the difference without the one scene that speaks most against ours; and, where the place has them, what may
+cause it, the other's and ours: the error of the mean flux over the Wiener filter's deviation (bias and scatter
+together), the width of the pulls (1 if stated errors are true), the median relative bias, and the residuals' χ²/N.</p>
+"""
+
+
 def _sentences(judged: Sequence[Standing]) -> list[str]:
     behind = [s.sentence() for s in judged if s.verdict == BEHIND_OTHERS]
     if not behind:
         return [f"<p>{METHOD} is behind no method beyond the intervals.</p>"]
     items = "".join(f"<li>{html.escape(told)}</li>" for told in behind)
-    return [f"<h3>Where {METHOD} is not first, beyond the intervals</h3><ul>{items}</ul>"]
+    return [f"<h3>Where {METHOD} is not first, beyond the intervals</h3>{_BEHIND}<ul>{items}</ul>"]
 
 
 def _cost_table(table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -195,6 +233,14 @@ def _cost_table(table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     methods = dict.fromkeys(method for method, score in values if score == "seconds_per_scene")
     heads = ["method", *(head for head, *_ in _COSTS)]
     return heads, [[m, *(_cell(form, values.get((m, score))) for _, score, form in _COSTS)] for m in methods]
+
+
+def _growth_table(growth: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    places = list(dict.fromkeys((row["kind"], row["at"]) for row in growth))
+    values = {(row["method"], row["kind"], row["at"]): row["seconds"] for row in growth}
+    timed = {row["method"]: f"{row['timed']:.0f} of {row['steps']:.0f}" if row["timed"] else "all" for row in growth}
+    heads = ["method", "steps timed", *(f"{kind} {at:g}" for kind, at in places)]
+    return heads, [[m, told, *(_cell("{:.3g}", values.get((m, *at))) for at in places)] for m, told in timed.items()]
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from jointdiff.evaluate.benchmark.table import BEHIND, COMMON, ERRORS, LIMITS, Place
+from jointdiff.evaluate.benchmark.table import BEHIND, CHI2, COMMON, ERRORS, LIMITS, MEAN_ERROR, Place
 from jointdiff.evaluate.scores import SCALED
 from jointdiff.evaluate.suite import ALL, Row
 from jointdiff.evaluate.validation import METHOD
@@ -16,16 +16,45 @@ AHEAD, FIRST, TIED, BEHIND_OTHERS = "ahead", "first", "tied", "behind"
 
 RANKED = (*ERRORS, "coverage_error" + SCALED)
 
+SAME_WEIGHTS = ("dps", "pigdm", "mmps")
+"""Beginnings of the names of the methods that draw with our weights, and lead them by the likelihood at every step."""
+
+CAUSES = (
+    (MEAN_ERROR, "error of the mean", "{:.3g}"),
+    ("pull_width", "pull width", "{:.2f}"),
+    ("flux_bias", "flux bias", "{:+.1%}"),
+    (CHI2, "χ²/N", "{:.3f}"),
+)
+"""What else is told of a place where ours is behind: score, words and format."""
+
 
 @dataclass(frozen=True)
 class Rival:
-    """Another method's error, ours on the same scenes, and the difference with its 95 % interval."""
+    """Another method's error, ours on the same scenes, and the difference with its 95 % interval.
+
+    without: the difference where the scene is left out that speaks most against ours. scenes, sources: how many scenes
+    have any that count, and what they are scored on. causes: (theirs, ours) of those of CAUSES that the place has.
+    """
 
     method: str
     value: float
     ours: float
     low: float
     high: float
+    without: float
+    scenes: int
+    sources: int
+    causes: Mapping[str, tuple[float, float]]
+
+    def sentence(self) -> str:
+        """By how much ours is behind, on how many scenes, and what was measured beside it."""
+        told = f"{self.method} {self.value:.3g} against {self.ours:.3g} (difference {-self.high:.2g} to {-self.low:.2g}"
+        told += f"; {self.scenes} scenes, n = {self.sources}"
+        if math.isfinite(self.without):
+            told += f"; without one of the scenes {-self.without:.2g}"
+        pairs = [(words, form, self.causes.get(score)) for score, words, form in CAUSES]
+        shown = [f"{words} {form.format(p[0])} against {form.format(p[1])}" for words, form, p in pairs if p]
+        return f"{told}): {', '.join(shown)}" if shown else f"{told})"
 
 
 @dataclass(frozen=True)
@@ -37,8 +66,13 @@ class Standing:
     rivals: Sequence[Rival]
 
     @property
+    def before(self) -> list[Rival]:
+        """Those whose error is the smaller one beyond the interval."""
+        return [rival for rival in self.rivals if rival.high < 0]
+
+    @property
     def verdict(self) -> str:
-        if any(rival.high < 0 for rival in self.rivals):
+        if self.before:
             return BEHIND_OTHERS
         if any(rival.value < rival.ours for rival in self.rivals):
             return TIED
@@ -47,11 +81,33 @@ class Standing:
     def sentence(self) -> str:
         """Where ours is not first, in plain words."""
         where = f"{self.score}, {self.place.band}, {snr_label(self.place)}"
-        before = [rival for rival in self.rivals if rival.high < 0]
-        told = [
-            f"{r.method} {r.value:.3g} against {r.ours:.3g} (difference {-r.high:.2g} to {-r.low:.2g})" for r in before
-        ]
-        return f"{where}: {'; '.join(told)}"
+        return f"{where}: {'; '.join(rival.sentence() for rival in self.before)}"
+
+
+def reasons(judged: Sequence[Standing]) -> list[str]:
+    """Of all differences beyond the intervals against ours: counts of what was measured of them."""
+    behind = [(standing, rival) for standing in judged for rival in standing.before]
+    if not behind:
+        return []
+    alone = sum(not rival.without < 0 for _, rival in behind)
+    few = min(rival.scenes for _, rival in behind)
+    told = [
+        f"Of the {len(behind)} differences against ours beyond the intervals {alone} come from a single scene: without "
+        f"it they are not against ours. The fewest scenes that one rests on are {few}."
+    ]
+    led = sum(rival.method.startswith(SAME_WEIGHTS) for _, rival in behind)
+    told.append(
+        f"{led} are to methods that draw with our own weights, led by the likelihood of the data at every step: what "
+        f"they gain is no larger network's. {len(behind) - led} are to others."
+    )
+    crps = [rival.causes for standing, rival in behind if standing.score == "crps_relative"]
+    if pairs := [causes[MEAN_ERROR] for causes in crps if MEAN_ERROR in causes]:
+        mean = sum(theirs < ours for theirs, ours in pairs)
+        told.append(
+            f"Of the {len(pairs)} in CRPS our mean is the worse one in {mean}; in {len(pairs) - mean} it is not, and "
+            "what is missing is in the spread of the samples."
+        )
+    return told
 
 
 def standings(table: Sequence[Row]) -> list[Standing]:
@@ -79,7 +135,13 @@ def _rival(found: Mapping[tuple, Row], method: str, place: Place, score: str) ->
         value, ours = found.get((method, subset, place, theirs)), found.get((METHOD, subset, place, score))
         less = found.get((method, subset, place, score + BEHIND))
         if value and ours and less and math.isfinite(value["value"]):
-            yield Rival(method, value["value"], ours["value"], less["low"], less["high"])
+            pairs = {
+                key: (found.get((method, subset, place, key)), found.get((METHOD, subset, place, key)))
+                for key, *_ in CAUSES
+            }
+            causes = {key: (a["value"], b["value"]) for key, (a, b) in pairs.items() if a and b}
+            told = less["low"], less["high"], less["without"], int(less["scenes"]), int(less["n"])
+            yield Rival(method, value["value"], ours["value"], *told, causes)
             return
 
 

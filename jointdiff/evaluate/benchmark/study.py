@@ -9,7 +9,7 @@ import numpy as np
 
 from jointdiff.evaluate.bars import EDGES
 from jointdiff.evaluate.benchmark import figures, report
-from jointdiff.evaluate.benchmark.table import COMMON, Records, Subset, cost_rows, rows
+from jointdiff.evaluate.benchmark.table import COMMON, Records, Subset, cost_rows, growth_rows, rows
 from jointdiff.evaluate.scores import score_by
 from jointdiff.evaluate.suite import ALL, Outcome, Row, table_of
 from jointdiff.evaluate.validation import MAGNITUDES
@@ -27,16 +27,19 @@ def study(
     scale: float,
     seed: int,
     about: Mapping[str, object],
+    command: str,
 ) -> Outcome:
     """The Outcome of a benchmark.
 
     subsets: ALL the scenes first, then the COMMON ones, then others. groups: title → names of subsets that are drawn
-    side by side. growth: rows of growth.grow, with their methods. scale: arcsec per pixel. about: for the report.
+    side by side. growth: rows of growth.grow, with their methods. scale: arcsec per pixel. about, command: what it was
+    made with, and by which command.
     """
-    table = [row for subset in subsets for row in rows(records, subset, names, seed)] + cost_rows(records, ALL)
+    table = [row for subset in subsets for row in rows(records, subset, names, seed)]
+    table += cost_rows(records, ALL) + growth_rows(growth)
     drawn = _figures(records, subsets, groups, growth, table, names, scale, seed)
-    page = report.page(table, drawn, about)
-    files = {"report.html": page, "readme.md": report.markdown(table)}
+    page = report.page(table, drawn, growth, about)
+    files = {"report.html": page, "readme.md": report.markdown(table, command)}
     scalars = {f"{row['score']}/{row['band']}/{row['method']}": row["value"] for row in table if _charted(row)}
     told = {name.split(":")[0].replace(" ", "_"): figure for name, (_, figure) in drawn.items()}
     return Outcome(table_of(table), report.text(table), told, files, scalars)
@@ -85,7 +88,7 @@ def _figures(
         "cost": ("Errors against time: down and to the left is better.", figures.cost(table)),
     }
     if growth:
-        told = "Two samples where their number is not varied. Of the steps of DPS, ΠGDM and MMPS a few were timed."
+        told = "Two samples where their number is not varied. Hollow: foretold from the time of some of the steps."
         drawn["growth"] = (told, figures.growth(growth))
     for scene in common.scenes:
         shown = {method: records[method][scene] for method in common.methods}

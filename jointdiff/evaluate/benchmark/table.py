@@ -32,7 +32,10 @@ COMMON = "common"
 """The scenes that slow methods saw, too; ALL are those that every other method saw."""
 
 FLUX = ("crps_relative", "flux_scatter", "flux_bias", "pull_width", "coverage", "efficiency")
+MEAN_ERROR = "mean_error_relative"
+"""Score: how far the mean's aperture fluxes are off, over the Wiener filter's deviation, as crps_relative is."""
 IMAGE = ("image_error_typical", "image_error")
+CHI2 = "chi2"
 R50 = "r50"
 
 ERRORS = ("image_error_typical", "crps_relative", "flux_scatter", "colour_scatter", "r50_scatter", "coverage_error")
@@ -62,6 +65,9 @@ class Place(NamedTuple):
 
 _WHOLE: Row = {"snr_low": -math.inf, "snr_high": math.inf, "low": math.nan, "high": math.nan}
 """Of a row without signal to noise, nor interval."""
+
+_ALONE: Row = {"without": math.nan, "scenes": math.nan}
+"""Of a row that is no difference to ours."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,12 @@ def rows(records: Records, subset: Subset, names: Sequence[str], seed: int) -> l
             for end in ("", SCALED) if score == "coverage_error" else ("",):  # others' errors are not scaled
                 ours = found.get(METHOD, {}).get((place, score + end))
                 if ours and subset.bins and method != METHOD and score in ERRORS:
-                    made.append(_row(method, subset.name, place, score + end + BEHIND, difference(statistic, ours)))
+                    less = difference(statistic, ours)
+                    row = _row(method, subset.name, place, score + end + BEHIND, less)
+                    owners = sources.scenes if less.draws is draws.by_source else np.arange(len(sources.found))
+                    held = len(np.unique(owners[less.chosen]))
+                    without = without_one(less, owners) if row["high"] < 0 else math.nan
+                    made.append(row | {"without": without, "scenes": float(held)})
     count = {"method": METHOD, "subset": subset.name, "band": "", "score": "scenes", "value": float(len(subset.scenes))}
     made = [row for row in made if math.isfinite(row["value"])]
     return [*made, *_means(made), _WHOLE | count | {"n": len(subset.scenes)}]
@@ -117,10 +128,21 @@ def difference(other: Statistic, ours: Statistic) -> Statistic:
     return Statistic(less, other.arrays + ours.arrays, other.chosen & ours.chosen, other.draws)
 
 
+def without_one(less: Statistic, owners: np.ndarray) -> float:
+    """The difference where the one scene is left out that makes it most negative. owners: (N,), each element's scene.
+
+    Of few scenes an interval says little; a difference that one scene makes is then no longer below zero.
+    """
+    left = [less.chosen & (owners != scene) for scene in np.unique(owners[less.chosen])]
+    values = [replace(less, chosen=chosen).value for chosen in left if chosen.any()]
+    return max((value for value in values if math.isfinite(value)), default=math.nan)
+
+
 def _row(method: str, subset: str, place: Place, score: str, statistic: Statistic) -> Row:
     low, high = statistic.interval
     row = {"method": method, "subset": subset, "band": place.band, "snr_low": place.low, "snr_high": place.high}
-    return row | {"score": score, "value": statistic.value, "low": low, "high": high, "n": int(statistic.chosen.sum())}
+    row |= {"score": score, "value": statistic.value, "low": low, "high": high}
+    return row | _ALONE | {"n": int(statistic.chosen.sum())}
 
 
 def _means(made: Sequence[Row]) -> list[Row]:
@@ -143,11 +165,17 @@ def _statistics(
     measured, rng = sources.estimates[method], np.random.default_rng(seed)
     bins = [(-math.inf, math.inf), *(pairwise(EDGES) if binned else ())]
     for band, name in enumerate(sources.names):
+        deviation = sources.estimates[REFERENCE].samples[..., band].std(0, ddof=1)
+        error = np.abs(measured.point[:, band] - sources.truth.point[:, band]) / deviation
         for place, group in _groups(name, sources.snr[:, band], bins):
             told = flux_statistics(sources, measured, band, group, draws, rng)
+            told[MEAN_ERROR] = Statistic(_mean, (error,), group, draws.by_source)
             if place.everywhere:
-                told |= image_statistics(sources, measured, band, draws)
-            for key in (*FLUX, *IMAGE):
+                told |= (images := image_statistics(sources, measured, band, draws))
+                if images:  # what knows fluxes alone leaves residuals that are not its own
+                    seen = measured.chi2[:, band, 1] > 0
+                    told[CHI2] = Statistic(_per_pixel, (measured.chi2[:, band],), seen, draws.by_scene)
+            for key in (*FLUX, MEAN_ERROR, *IMAGE, CHI2):
                 for score, statistic in _with_errors(key, told):
                     yield (place, score), statistic
     for band, pair in enumerate(pairwise(sources.names)):
@@ -193,6 +221,15 @@ def _with_errors(key: str, told: Mapping[str, Statistic]) -> Iterator[tuple[str,
                 yield "coverage_error" + ending, replace(statistic, function=_miss)
 
 
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def _per_pixel(chi2: np.ndarray) -> float:
+    total, pixels = chi2.sum(0) if len(chi2) else (math.nan, math.nan)
+    return float(total / pixels)
+
+
 def _miss(covered: np.ndarray) -> float:
     return abs(float(covered.mean()) - calibration.COVERAGE_LEVEL) if covered.size else math.nan
 
@@ -215,6 +252,22 @@ def cost_rows(records: Records, subset: str) -> list[Row]:
         made += [base | {"score": score, "value": value} for score, value in numbers.items()]
     return made
 
+
+def growth_rows(growth: Sequence[Row]) -> list[Row]:
+    """Rows of growth.grow, with their methods, as those of the table: score seconds_at_KIND_VALUE, n the steps timed.
+
+    Where not all steps were timed the score's name says so.
+    """
+    made = []
+    for row in growth:
+        score = f"seconds_at_{row['kind']}_{row['at']:g}" + (EXTRAPOLATED if row["timed"] else "")
+        base = _WHOLE | {"method": row["method"], "subset": GROWTH, "band": "", "n": int(row["timed"])}
+        made.append(base | {"score": score, "value": row["seconds"]})
+    return made
+
+
+GROWTH, EXTRAPOLATED = "growth", "_extrapolated"
+"""The subset of growth_rows, of no benchmark's scenes; the ending of a time that some of a method's steps foretell."""
 
 LIMITS = (ORACLE,)
 """Methods that know the truth, and are ranked with no other."""
