@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jointdiff.io.atomic import atomic_path
+from jointdiff.package import code_digest
 from jointdiff.reconstruct.align import Alignment, Shifts
 from jointdiff.reconstruct.base import Draws
 from jointdiff.reconstruct.tiles import Tile, Tiling
@@ -166,8 +166,8 @@ class TileStore:
 
 
 def key_of(observations: Sequence[Observation], grid: Grid, settings: dict[str, object]) -> str:
-    """sha256 of all that samples depend on: the observations as they were served, the grid, and settings by name."""
-    digest = hashlib.sha256(json.dumps([FORMAT, version("jointdiff"), repr(grid), settings], sort_keys=True).encode())
+    """sha256 of all that samples depend on: code, observations as they were served, grid, and settings by name."""
+    digest = hashlib.sha256(json.dumps([FORMAT, code_digest(), repr(grid), settings], sort_keys=True).encode())
     for o in observations:
         digest.update(repr((o.band, o.frame.grid, o.frame.psf_scale)).encode())
         for tensor in (o.image, o.ivar, o.frame.psf, o.frame.shift, o.correlation):

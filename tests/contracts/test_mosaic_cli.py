@@ -12,7 +12,7 @@ from jointdiff.evaluate.field import FieldJob, Treatment
 from jointdiff.evaluate.mosaic import MosaicJob, Workers
 from jointdiff.io.products import read_catalog, read_reconstruction
 from jointdiff.io.scene_files import read_field
-from jointdiff.reconstruct import tiles
+from jointdiff.reconstruct import store, tiles
 from jointdiff.reconstruct.api import build_reconstructor, reconstruct
 from jointdiff.reconstruct.base import Draws
 from jointdiff.reconstruct.checkpoint import load_denoiser, save_denoiser
@@ -112,10 +112,10 @@ def test_sources_are_measured_on_tiles_as_on_the_field(scene, model, tmp_path, m
     pixels. Fluxes by likelihood are of templates that end elsewhere: within 2 % of their errors."""
     for y, x, counts in ((7, 33, 600), (34, 8, 500), (33, 31, 700)):
         plant(scene, counts, y, x)
-    store: list[TileStore] = []
-    monkeypatch.setattr(TileStore, "remove", lambda self: store.append(self))
+    stores: list[TileStore] = []
+    monkeypatch.setattr(TileStore, "remove", lambda self: stores.append(self))
     assert cli.main(tiled(scene, model, tmp_path / "tiles", "--method", "wiener")) == 0
-    replay, field = Replayed(load_denoiser(model), store[0]), read_field(scene)
+    replay, field = Replayed(load_denoiser(model), stores[0]), read_field(scene)
     one = FieldJob(field, replay, 3, Treatment(align=False, stars=False)).run(tmp_path / "one", 0, {})
     cut = read_catalog(tmp_path / "tiles" / "good" / "catalog.fits")
     assert one is not None and len(one) == len(cut) >= 3
@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_where_it_was(scene, model, tmp_path, monkeypatch):
     np.testing.assert_array_equal(once.samples, twice.samples)
 
 
-def test_tiles_of_other_settings_or_data_are_drawn_again(scene, model, tmp_path, monkeypatch):
+def test_tiles_of_other_settings_data_or_code_are_drawn_again(scene, model, tmp_path, monkeypatch):
     names = drawn(monkeypatch)
     monkeypatch.setattr(TileStore, "remove", lambda self: None)
     assert cli.main(tiled(scene, model, tmp_path / "out")) == 0
@@ -165,6 +165,9 @@ def test_tiles_of_other_settings_or_data_are_drawn_again(scene, model, tmp_path,
     plant(scene, 10)
     assert cli.main(tiled(scene, model, tmp_path / "out", "--seed", "1")) == 0
     assert len(names) == 12
+    monkeypatch.setattr(store, "code_digest", lambda: "other")
+    assert cli.main(tiled(scene, model, tmp_path / "out", "--seed", "1")) == 0
+    assert len(names) == 16
 
 
 def test_both_doors_lead_to_the_same_tiles(scene, model, tmp_path):
@@ -178,14 +181,14 @@ def test_both_doors_lead_to_the_same_tiles(scene, model, tmp_path):
 
 def test_the_shifts_of_a_field_are_found_once(scene, model, tmp_path, monkeypatch):
     """A run that goes on reads them, with the amplitude, and moves every image as the first did."""
-    store, calls = [], []
-    monkeypatch.setattr(TileStore, "remove", lambda self: store.append(self))
+    stores, calls = [], []
+    monkeypatch.setattr(TileStore, "remove", lambda self: stores.append(self))
     monkeypatch.setattr(tiles, "align_field", lambda *a, found=tiles.align_field: calls.append(1) or found(*a))
     for _ in range(2):
         assert cli.main(command(scene, model, tmp_path / "out", "--tile", "39", "--stars", "false")) == 0
     assert len(calls) == 1
-    assert store[0].note() == store[1].note()
-    note = store[0].note()
+    assert stores[0].note() == stores[1].note()
+    note = stores[0].note()
     assert note is not None and note.bands == ("VIS", "g") and note.amplitude > 0
     header = fits.getheader(tmp_path / "out" / "good" / "reconstruction.fits")
     applied = note.alignment.applied[1].tolist() if note.alignment else []
