@@ -1,5 +1,6 @@
 """Laws of tiles: they cover the field once, and what they say of a pixel is what one patch says."""
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import evidence_amplitude
 from jointdiff.measure.photometry import aperture_map, fluxes
+from jointdiff.nuisances import Levels
 from jointdiff.reconstruct import align
 from jointdiff.reconstruct.align import PRIOR
-from jointdiff.reconstruct.base import NoiseStream, Shared
+from jointdiff.reconstruct.base import NoiseStream
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.field import PaddedField, pad_field
 from jointdiff.reconstruct.tiles import CONTEXT, TILE, WHOLE, Tile, Tiling, padded_crop, tile_size
@@ -19,6 +21,7 @@ from jointdiff.reconstruct.wiener import Wiener
 from jointdiff.scene import Grid, Observation
 from jointdiff.units import SIGMA_PER_FWHM
 from tests.denoisers import untrained
+from tests.laws.test_nuisances import LEVELS
 from tests.laws.test_reconstruct import PAIRS, _blank
 
 CORE = Grid.centred((96, 36), 0.1)
@@ -50,12 +53,9 @@ def field(observed=lambda o: o) -> PaddedField:
 def reconstructed(method, seen: PaddedField, count: int = SAMPLES) -> tuple[torch.Tensor, torch.Tensor, Tiling]:
     """Samples (S, C, H, W) on the padded grid: in tiles, and in one patch with the same amplitude and Gaussian mean."""
     tiling, stream = Tiling(seen, SIZE, STRIDE), NoiseStream(2, "a")
-    amplitude = tiling.amplitude(method.denoiser)
-    mean = tiling.mean(method.denoiser, amplitude)
-    tiled = torch.zeros(count, 3, *seen.grid.shape)
-    for tile in tiling.tiles:
-        tiled[..., *tile.within(0, 0)] = tiling.sample(method, tile, count, stream, amplitude, mean).samples
-    one = method.sharing(Shared(amplitude, tiling.weights, mean))
+    shared = tiling.shared(method.denoiser)
+    tiled = tiling.sample_all(method, count, stream, shared).samples
+    one = method.sharing(shared)
     return tiled, one.sample(seen.observations, seen.grid, count, stream).samples, tiling
 
 
@@ -89,11 +89,29 @@ def test_which_fields_are_cut():
     assert tile_size((100, 201), 200) == 200
 
 
-@pytest.mark.parametrize("method", [Wiener(untrained(PAIRS)), Diffusion(untrained(PAIRS, seed=3), 4)])
+def uncertain(method, levels=LEVELS):
+    """The same method, of a denoiser that knows of errors of the observations."""
+    method.denoiser = copy(method.denoiser)
+    method.denoiser.levels = levels
+    return method
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Wiener(untrained(PAIRS)),
+        Diffusion(untrained(PAIRS, seed=3), 4),
+        uncertain(Wiener(untrained(PAIRS))),
+        uncertain(Diffusion(untrained(PAIRS, seed=3), 4)),
+        uncertain(Diffusion(untrained(PAIRS, seed=3), 4), Levels(sky=1.0)),
+    ],
+    ids=["wiener", "diffusion", "wiener, errors", "diffusion, errors", "diffusion, sky level"],
+)
 def test_a_source_on_a_seam_has_the_flux_and_the_error_of_one_patch(method):
     """In each sample, within 0.06 of the posterior deviation: solvers stop 0.01 deviations (Wiener) or one blended
     mean (diffusion) from the answer, and CONTEXT leaves less. Blending independent samples would halve the variance;
-    here tiles have the scatter of the patch within 3 %."""
+    here tiles have the scatter of the patch within 3 %. Errors of the observations are drawn for the field: a level of
+    sky of its own in each tile would move fluxes by deviations."""
     tiled, one, tiling = reconstructed(method, field())
     seam = tiling.tiles[0].rows.stop
     top, left = tiling.field.corner
@@ -142,14 +160,14 @@ def test_a_tile_without_a_band_or_without_any_data(lost):
     seen = field(masked)
     method = Diffusion(untrained(PAIRS, seed=3), 4)
     tiling = Tiling(seen, 24, STRIDE)
-    amplitude = tiling.amplitude(method.denoiser)
-    mean = tiling.mean(method.denoiser, amplitude)
-    assert torch.isfinite(mean).all()
+    shared = tiling.shared(method.denoiser)
+    assert torch.isfinite(shared.mean).all()
     stream, skies = NoiseStream(0, "a"), []
     for hidden in (masked, lambda o: replace(masked(o), image=1e6 * (masked(o).ivar == 0) + masked(o).image)):
         dark = Tiling(field(hidden), 24, STRIDE)
         tile = next(tile for tile in dark.tiles if tile.place == (1, 1))  # whose own rows are all masked
-        skies.append(dark.sample(method, tile, 2, stream, amplitude, mean).samples)
+        own = replace(shared, mean=padded_crop(shared.mean, dark.view(tile).torus))
+        skies.append(dark.sample(method, tile, 2, stream, own).samples)
     assert torch.isfinite(skies[0]).all()
     torch.testing.assert_close(skies[1], skies[0])  # what is masked tells nothing
 
