@@ -13,7 +13,7 @@ from astropy.table import Table
 from scipy.ndimage import find_objects
 
 from jointdiff.errors import InputError
-from jointdiff.evaluate.exports import write_picture
+from jointdiff.evaluate.exports import write_large_picture
 from jointdiff.evaluate.field import FieldJob, Treatment, chi2_text, misfit
 from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
 from jointdiff.io.products import merge_catalogs, stream_reconstruction
@@ -237,10 +237,12 @@ class MosaicJob(FieldJob):
         layout = (denoiser.bands, self.field.wcs, denoiser.target_fwhm)
         stream_reconstruction(folder / "reconstruction.fits", planes, shape, *layout, provenance, cards)
         self._export(folder, catalog, provenance)
+        seen, means = [o.band.name for o in field.observations], store.planes("mean", rows, columns)
+        write_large_picture(folder, self.names, seen, means, field.core.scale)
         self._draw_middle(store, folder)
 
     def _draw_middle(self, store: TileStore, folder: Path) -> None:
-        """The pictures of the tile in the middle of the field: of all of it, nothing could be seen."""
+        """The figure of the tile in the middle of the field: of all of it, nothing could be seen."""
         tiling, denoiser, field = self._tiling, self._reconstructor.denoiser, self.padded
         tile = tiling.tiles[len(tiling) // 2]
         view = tiling.around(tile)
@@ -260,11 +262,9 @@ class MosaicJob(FieldJob):
             cut(std).numpy(),
             truth,
             field.core.scale,
-            f"{self.field.name}, tile {tile.name}, {self._reconstructor.method}",
+            f"{self.field.name}, its middle tile alone ({tile.name} of {len(tiling)}), {self._reconstructor.method}",
         )
         save_figure(figure, folder / "figure.png")
-        bands = [o.band.name for o in seen if o.present.any()]
-        write_picture(folder, self.names, bands, cut(mean).numpy(), field.core.scale)
 
 
 def job_of(

@@ -1,11 +1,14 @@
 """The reconstruct command on fields that are cut into tiles: products, resuming, processes, mistakes."""
 
+import json
+import re
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
+from matplotlib.image import imread
 
 from jointdiff import cli
 from jointdiff.evaluate.field import FieldJob, Treatment
@@ -28,6 +31,16 @@ from tests.scene_folders import write_good_scene
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "model"
     save_denoiser(untrained(BANDS, seed=4), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def doubting(tmp_path_factory) -> Path:
+    """A checkpoint that knows of errors of the observations, of levels of sky most of all."""
+    folder = tmp_path_factory.mktemp("run") / "model"
+    save_denoiser(untrained(BANDS, seed=4), folder)
+    described = json.loads((folder / "config.json").read_text()) | {"levels": [0.02, 0.01, 0.015, 3.0]}
+    (folder / "config.json").write_text(json.dumps(described))
     return folder
 
 
@@ -58,14 +71,14 @@ def drawn(monkeypatch) -> list[str]:
     return names
 
 
-def test_products_of_tiles_are_those_of_a_field(scene, model, tmp_path, capsys):
-    """The same files, headers and columns."""
+def test_products_of_tiles_are_those_of_a_field(scene, doubting, tmp_path, capsys):
+    """The same files, headers and columns; and what samples take the images to be off by counts in no misfit."""
     for name, options in (("tiled", ["--tile", "38"]), ("whole", [])):
         assert (
             cli.main(
                 command(
                     scene,
-                    model,
+                    doubting,
                     tmp_path / name,
                     "--method",
                     "wiener",
@@ -80,8 +93,13 @@ def test_products_of_tiles_are_those_of_a_field(scene, model, tmp_path, capsys):
         )
     told = capsys.readouterr().out
     assert "4 of 4 tiles" in told and "0:00:00 left" in told
+    chi2 = [[float(x) for x in line] for line in re.findall(r"samples VIS ([0-9.]+), g ([0-9.]+);", told)]
+    assert len(chi2) == 2
+    np.testing.assert_allclose(chi2, 1, atol=0.3)  # a level of 3 deviations that counted would add 9 × its variance
     cut, one = ({str(p.relative_to(tmp_path / n)) for p in (tmp_path / n).rglob("*")} for n in ("tiled", "whole"))
     assert cut == one  # the tiles are gone
+    pictures = [imread(tmp_path / n / "good" / "rgb.png") for n in ("tiled", "whole")]
+    assert pictures[0].shape == pictures[1].shape == (160, 160, 4)  # of all tiles
     results = [read_reconstruction(tmp_path / n / "good" / "reconstruction.fits") for n in ("tiled", "whole")]
     assert results[0].samples.shape == results[1].samples.shape
     assert results[0].bands == results[1].bands and results[0].provenance == results[1].provenance
@@ -170,11 +188,11 @@ def test_tiles_of_other_settings_data_or_code_are_drawn_again(scene, model, tmp_
     assert len(names) == 16
 
 
-def test_both_doors_lead_to_the_same_tiles(scene, model, tmp_path):
-    assert cli.main(tiled(scene, model, tmp_path / "out", "--seed", "5")) == 0
+def test_both_doors_lead_to_the_same_tiles(scene, doubting, tmp_path):
+    assert cli.main(tiled(scene, doubting, tmp_path / "out", "--seed", "5")) == 0
     told = read_reconstruction(tmp_path / "out" / "good" / "reconstruction.fits")
     field, options = read_field(scene), {"evaluations": 4, "align": False, "stars": False, "tile": 38}
-    sky = reconstruct(field.observations, load_denoiser(model), 3, 5, name=field.name, grid=field.grid, **options)
+    sky = reconstruct(field.observations, load_denoiser(doubting), 3, 5, name=field.name, grid=field.grid, **options)
     np.testing.assert_array_equal(sky.samples.cpu().numpy(), told.samples)
     np.testing.assert_array_equal(sky.mean.cpu().numpy(), told.mean)
 

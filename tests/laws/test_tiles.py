@@ -10,7 +10,7 @@ import torch
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import evidence_amplitude
 from jointdiff.measure.photometry import aperture_map, fluxes
-from jointdiff.nuisances import Levels
+from jointdiff.nuisances import Levels, nuisances_of
 from jointdiff.reconstruct import align
 from jointdiff.reconstruct.align import PRIOR
 from jointdiff.reconstruct.base import NoiseStream
@@ -122,6 +122,22 @@ def test_a_source_on_a_seam_has_the_flux_and_the_error_of_one_patch(method):
     deviation = theirs.std(0)
     assert ((ours - theirs).abs() / deviation).max() < 0.06
     torch.testing.assert_close(ours.std(0), deviation, rtol=0.03, atol=0)
+
+
+def test_tiles_believe_of_the_observations_what_the_field_does():
+    """Their skies count as independent, and M is that of their own means: deviations within 5 %, the mean of levels and
+    positions within 0.3 of them; what is left to its prior stays there."""
+    seen, denoiser = field(), uncertain(Wiener(untrained(PAIRS))).denoiser
+    tiling = Tiling(seen, SIZE, STRIDE)
+    amplitude = tiling.amplitude(denoiser)
+    found = tiling.belief(denoiser, amplitude)
+    whole = nuisances_of(denoiser.condition(seen.observations, seen.grid, amplitude).posterior, denoiser.levels)
+    assert found is not None and found.count == 13
+    torch.testing.assert_close(found.noise, whole.belief.noise)
+    ours, theirs = (b.root.square().sum(1).sqrt() for b in (found, whole.belief))
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0)
+    assert ((found.mean - whole.belief.mean) / theirs).abs().max() < 0.3
+    assert not found.mean[~whole.learnt].any() and theirs[whole.learnt].max() < 0.95
 
 
 def test_nothing_is_seen_of_a_seam_in_pixels():
