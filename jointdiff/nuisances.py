@@ -141,7 +141,7 @@ def belief_of(tiles: Iterable[GaussianPosterior], levels: Levels, noise: Tensor)
 
 def deepest(observations: Sequence[Observation]) -> Tensor:
     """(O,): the noise of the deepest pixel of each observation (B = 1), nJy; 0 where none was seen."""
-    depth = torch.stack([o.depth.max() for o in observations])
+    depth = torch.cat([o.deepest for o in observations])
     return torch.where(depth > 0, depth.clamp(min=torch.finfo(depth.dtype).tiny).rsqrt(), 0.0)
 
 

@@ -34,7 +34,7 @@ _ADDRESS = re.compile(r"(?P<file>.+?)(?:\[(?P<hdu>[^\[\]]+)\])?")
 class FitsImage:
     """The pixels of one HDU (float64, native byte order, its own units), its header and its address.
 
-    part: what was read of it, where that was not all; the header is then that part's. whole: its shape.
+    part: what was read of it, where that was not all; the header is then that part's. whole: the shape of all.
     """
 
     data: np.ndarray

@@ -5,6 +5,7 @@ drawn again.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ CUBES = ("mean", "std", "samples")
 FORMAT = "1"
 
 _SHARED = "shared"
+_STRIP = 512
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ def key_of(observations: Sequence[Observation], grid: Grid, settings: dict[str, 
     digest = hashlib.sha256(json.dumps([FORMAT, code_digest(), repr(grid), settings], sort_keys=True).encode())
     for o in observations:
         digest.update(repr((o.band, o.frame.grid, o.frame.psf_scale)).encode())
-        for tensor in (o.image, o.ivar, o.frame.psf, o.frame.shift, o.correlation):
-            digest.update(b"none" if tensor is None else np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+        height, width = o.frame.grid.shape
+        strips = (o.pixels(range(top, min(top + _STRIP, height)), range(width)) for top in range(0, height, _STRIP))
+        for tensor in itertools.chain((o.frame.psf, o.frame.shift, o.correlation), *strips):
+            digest.update(b"none" if tensor is None else np.ascontiguousarray(tensor.cpu().numpy()).data)
     return digest.hexdigest()

@@ -137,7 +137,7 @@ class Tiling:
     def weights(self) -> Tensor:
         """(O, 1): each observation's inverse variance per pixel of the padded grid."""
         area = self.field.grid.shape[0] * self.field.grid.shape[1]
-        return torch.stack([o.ivar.sum((-2, -1)) / area for o in self.field.observations])
+        return torch.stack([o.information / area for o in self.field.observations])
 
     @torch.no_grad()
     def amplitude(self, denoiser: Denoiser) -> Tensor:
