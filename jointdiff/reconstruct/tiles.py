@@ -184,8 +184,11 @@ class Tiling:
         return total.div_(shares)
 
     def shared(self, denoiser: Denoiser) -> Shared:
-        """What all tiles take from the field, its mean on the padded grid, on the CPU."""
-        amplitude = self.amplitude(denoiser)
+        """What all tiles take from the field, its mean on the padded grid, on the CPU.
+
+        The amplitude is that of tiles of TILE, whatever these are: fields up to that size have one, in tiles or not.
+        """
+        amplitude = Tiling(self.field, TILE, denoiser.network.stride).amplitude(denoiser)
         return Shared(amplitude, self.weights, self.mean(denoiser, amplitude), self.belief(denoiser, amplitude))
 
     def sample(self, method: Reconstructor, tile: Tile, count: int, stream: NoiseStream, shared: Shared) -> Draws:

@@ -156,6 +156,7 @@ def test_the_amplitude_of_tiles_is_that_of_the_field():
     model, gamma = denoiser.forward_model(seen.observations, seen.grid), denoiser.prior.on(seen.grid)
     whole = float(evidence_amplitude(model, seen.observations, gamma))
     assert float(Tiling(seen, SIZE, STRIDE).amplitude(denoiser)) == pytest.approx(whole, rel=0.15)
+    assert float(Tiling(seen, SIZE, STRIDE).shared(denoiser).amplitude) == pytest.approx(whole, rel=1e-4)
     alone = Tiling(seen, 1000, STRIDE)
     assert len(alone) == 1
     assert float(alone.amplitude(denoiser)) == pytest.approx(whole, rel=1e-4)
