@@ -60,7 +60,7 @@ def read_image(
     with open_fits(path, label) as hdus:
         hdu = _find_hdu(hdus, match["hdu"], path, label)
         header, part = hdu.header.copy(), None
-        if view is not None and len(hdu.shape) == 2:
+        if view is not None and len(getattr(hdu, "shape", ())) == 2:
             part = view(header, hdu.shape, label, place)
             for axis, inside in ((1, part[1]), (2, part[0])):
                 if f"CRPIX{axis}" in header:
