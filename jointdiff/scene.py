@@ -128,7 +128,7 @@ class Observation:
     @property
     def information(self) -> Tensor:
         """(B,), the sum of the inverse variances, nJy⁻²."""
-        return self.ivar.sum((-2, -1))
+        return self.ivar.double().sum((-2, -1)).to(self.ivar)
 
     @property
     def deepest(self) -> Tensor:

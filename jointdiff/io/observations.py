@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from astropy.coordinates import angular_separation
-from astropy.io import fits
 from astropy.wcs import WCS
 
 from jointdiff.correlation import power_spectrum
 from jointdiff.errors import InputError
-from jointdiff.io.fits import FitsImage, read_image
+from jointdiff.io.fits import FitsImage, describe_image, read_image
 from jointdiff.io.wcs import celestial_wcs, fit_grid, image_centre, overlaps
 from jointdiff.ondisk import LAGS, OnDisk
 from jointdiff.scene import Band, Frame, Grid, Observation
@@ -93,35 +92,29 @@ def read_exposure(entry: Entry, folder: Path, most: int | None = None) -> Exposu
     most: pixels above which an image stays on disk, where files can be read by parts: not out of .gz and .bz2.
     Raises InputError for anything missing, of the wrong shape, not physical, or masked throughout.
     """
-    label, (header, shape, place) = entry.band.name, _described(entry, folder)
-    psf, psf_pixel = read_psf(entry.psf, folder, label)
+    label = entry.band.name
+    header, shape, place = describe_image(entry.image, folder, label)
     packed = any(Path(file or "").suffix.startswith((".gz", ".bz2")) for file in (entry.image, entry.noise, entry.mask))
-    held = most is None or shape[0] * shape[1] <= most or packed
-    step = shape[0] if held else max(1, _STRIP // shape[1])
-    strips = (range(top, min(top + step, shape[0])) for top in range(0, shape[0], step))
-    flux, ivar = (np.broadcast_to(np.float32(0), shape) for _ in range(2))
-    seen, zeros = False, 0
-    for rows in strips:
-        flux_, ivar_, empty = _read_part(entry, folder, None if held else (rows, range(shape[1])))
-        flux, ivar = (flux_, ivar_) if held else (flux, ivar)
-        seen, zeros = seen or bool(ivar_.any()), zeros + empty
+    parts: list[tuple[range, range] | None] = [None]
+    if most is not None and len(shape) == 2 and shape[0] * shape[1] > most and not packed:
+        step = max(1, _STRIP // shape[1])
+        parts = [(range(top, min(top + step, shape[0])), range(shape[1])) for top in range(0, shape[0], step)]
+    read, seen, zeros = None, False, 0
+    for part in parts:
+        flux, ivar, empty = _read_part(entry, folder, part)
+        seen, zeros = seen or bool(ivar.any()), zeros + empty
+    if parts != [None]:
+        flux = ivar = np.broadcast_to(np.float32(0), shape)
+        read = lambda rows, columns: _read_part(entry, folder, (rows, columns))[:2]  # noqa: E731
     if zeros:
-        warnings.warn(
-            f"{label}: {entry.noise_kind} is zero in {zeros} pixels, which are masked ({folder / entry.noise})",
-            stacklevel=3,
-        )
+        what = f"{entry.noise_kind} is zero in {zeros} pixels, which are masked"
+        warnings.warn(f"{label}: {what} ({folder / entry.noise})", stacklevel=3)
     if not seen:
-        raise InputError(f"{label}: all {shape[0] * shape[1]} pixels are masked ({place})")
+        raise InputError(f"{label}: all {ivar.size} pixels are masked ({place})")
+    psf, psf_pixel = read_psf(entry.psf, folder, label)
     wcs = celestial_wcs(header, label, place)
     correlation = None if entry.correlation is None else read_correlation(entry.correlation, folder, label)
-    read = None if held else lambda rows, columns: _read_part(entry, folder, (rows, columns))[:2]
     return Exposure(entry.band, flux, ivar, psf, psf_pixel, wcs, place, correlation, read)
-
-
-def _described(entry: Entry, folder: Path) -> tuple[fits.Header, tuple[int, int], str]:
-    """Header, shape and address of an entry's image, of which one pixel is read."""
-    image = read_image(entry.image, folder, entry.band.name, view=lambda *_: (slice(0, 1), slice(0, 1)))
-    return image.header, (image.whole[0], image.whole[1]), image.address
 
 
 def _read_part(entry: Entry, folder: Path, part: tuple[range, range] | None) -> tuple[np.ndarray, np.ndarray, int]:

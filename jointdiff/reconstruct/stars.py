@@ -66,7 +66,7 @@ def subtract_stars(field: PaddedField, name: str) -> tuple[PaddedField, tuple[St
     Such a star is of BRIGHT or brighter in VIS, point-like, and OUTSHINES times all else. Its flux and position are
     fitted in each band; its subtraction leaves a variance of (WINGS × what it shines near by)², and zero weight where
     that is over MASKED times the sky noise. A field without VIS stays as it is, and so does
-    one that is on disk: in so many pixels no star that is not saturated outshines all galaxies thirtyfold.
+    one with an image on disk: in so many pixels no star that is not saturated outshines all galaxies thirtyfold.
     """
     stars: list[Star] = []
     for _ in range(_MOST):
@@ -99,9 +99,9 @@ class _Point:
 
 def _brightest(field: PaddedField) -> _Point | None:
     """The star in VIS that outshines the field, if there is one."""
+    if any(isinstance(o, OnDisk) for o in field.observations):
+        return None
     for observation in field.observations:
-        if isinstance(observation, OnDisk):
-            return None
         if observation.band.name == "VIS" and bool(observation.present.all()):
             image, ivar = _numpy(observation.image), _numpy(observation.ivar)
             grid = observation.frame.grid

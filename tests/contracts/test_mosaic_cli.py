@@ -191,13 +191,14 @@ def test_tiles_of_other_settings_data_or_code_are_drawn_again(scene, model, tmp_
 
 @pytest.mark.parametrize("most", [mosaic.HELD, 100])
 def test_both_doors_lead_to_the_same_tiles(most, scene, doubting, tmp_path, monkeypatch):
-    """Where images are in memory, the very same; on disk, but for the order in which weights are summed."""
+    """Where images are in memory, the very same; on disk, but for the order in which weights are summed, which the
+    network makes more of where it computes in bf16."""
     monkeypatch.setattr(mosaic, "HELD", most)
     assert cli.main(tiled(scene, doubting, tmp_path / "out", "--seed", "5")) == 0
     told = read_reconstruction(tmp_path / "out" / "good" / "reconstruction.fits")
     field, options = read_field(scene), {"evaluations": 4, "align": False, "stars": False, "tile": 38}
     sky = reconstruct(field.observations, load_denoiser(doubting), 3, 5, name=field.name, grid=field.grid, **options)
-    small = 1e-3 * float(told.std.max()) * (most == 100)
+    small = 1e-2 * float(told.std.max()) * (most == 100)
     np.testing.assert_allclose(sky.samples.cpu().numpy(), told.samples, rtol=0, atol=small)
     np.testing.assert_allclose(sky.mean.cpu().numpy(), told.mean, rtol=0, atol=small)
 
