@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from jointdiff.errors import InputError
+from jointdiff.package import code_digest
 from jointdiff.run_folder import flat
 from jointdiff.seeds import seed_of
 from jointdiff.settings import Config, require
@@ -146,16 +147,8 @@ def digest(config: Config) -> str:
         for key in ("source", "images", "image_fraction", "redshifts"):
             del library[key]
     stamps = [asdict(band) for band in library_bands(config)]
-    parts = [_code(), config.seed, config.bands, stamps, library, asdict(config.scene)]
+    parts = [code_digest(), config.seed, config.bands, stamps, library, asdict(config.scene)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _code() -> str:
-    """A hash of the package's sources: a version number alone would not know of a change between releases."""
-    package = Path(__file__).parent
-    files = sorted(package.rglob("*.py"))
-    named = [f"{path.relative_to(package)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
-    return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
 def measure_prior(config: Config, source):

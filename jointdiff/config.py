@@ -221,7 +221,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
     from jointdiff.evaluate.exports import Extras, export
     from jointdiff.evaluate.field import Treatment
-    from jointdiff.evaluate.mosaic import Workers, job_of
+    from jointdiff.evaluate.mosaic import HELD, Workers, job_of
     from jointdiff.io.products import merge_catalogs
     from jointdiff.io.scene_files import read_fields
     from jointdiff.reconstruct.api import build_reconstructor
@@ -240,7 +240,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     calibration = _calibration_for(config, folder, own)
     treatment = Treatment(config.align, calibration, check, extras, config.stars)
     given = (reconstructor, config.num_samples, treatment, config.tile, workers)
-    jobs = [job_of(field, *given) for field in read_fields(config.scene)]
+    jobs = [job_of(field, *given) for field in read_fields(config.scene, HELD)]
     catalogs = [job.run(output / job.field.name, config.seed, provenance) for job in jobs if job is not None]
     if not workers.first:
         return

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from jointdiff.correlation import convolved, weighed
+from jointdiff.correlation import convolved, resized, weighed
 
 DEFAULT_TARGET_FWHM = 0.2
 """FWHM (arcsec) of the Gaussian target PSF: two pixels of the 0.1 arcsec VIS grid, so that a scene
@@ -124,6 +124,41 @@ class Observation:
     def present(self) -> Tensor:
         """(B,), true where any pixel was observed."""
         return self.ivar.flatten(1).any(1)
+
+    @property
+    def information(self) -> Tensor:
+        """(B,), the sum of the inverse variances, nJy⁻²."""
+        return self.ivar.double().sum((-2, -1)).to(self.ivar)
+
+    @property
+    def deepest(self) -> Tensor:
+        """(B,), the largest depth of a pixel, nJy⁻²."""
+        return self.depth.amax((-2, -1))
+
+    def pixels(self, rows: range, columns: range) -> tuple[Tensor, Tensor]:
+        """Image and ivar, (B, h, w) each, of some of the rows and columns."""
+        part = (..., slice(rows.start, rows.stop), slice(columns.start, columns.stop))
+        return self.image[part], self.ivar[part]
+
+    def window(self, rows: range, columns: range) -> "Observation":
+        """What was seen on some of the rows and columns, with the noise of the whole."""
+        frame, correlation = self.frame, self.correlation
+        height, width = frame.grid.shape
+        grid = frame.grid.padded((-rows.start, rows.stop - height), (-columns.start, columns.stop - width))
+        if correlation is not None:
+            correlation = resized(correlation, self.noise_shape, grid.shape)
+        image, ivar = self.pixels(rows, columns)
+        placed = (self.position_error, self.position_told)
+        return Observation(self.band, replace(frame, grid=grid), image, ivar, correlation, *placed)
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Of the images whose spectrum ``correlation`` is."""
+        return self.frame.grid.shape
+
+    def held(self) -> "Observation":
+        """With its pixels in memory."""
+        return self
 
     @property
     def depth(self) -> Tensor:

@@ -1,6 +1,7 @@
 """What lies beside a catalog.fits: the same as ECSV on request, regions for DS9, a colour picture."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,9 @@ CATALOG, ECSV, REGIONS, PICTURE = "catalog.fits", "catalog.ecsv", "catalog.reg",
 ZOOM, WIDEST = 4, 1024
 """Pixels of a picture on a side of a scene pixel, at most; fewer where its longer side would exceed WIDEST."""
 
+LARGEST = 2048
+"""Longer side of a picture, pixels: a larger field is binned."""
+
 
 def export(folder: Path, table: Table, provenance: Mapping[str, object], ecsv: bool = False) -> None:
     """Write a catalog into ``folder``: catalog.fits, catalog.reg and, if asked for, catalog.ecsv."""
@@ -49,6 +53,19 @@ def write_picture(folder: Path, names: Sequence[str], seen: Sequence[str], mean:
     """
     zoom = max(1, min(ZOOM, WIDEST // max(mean.shape[-2:])))
     save_picture(colour_picture(names, rgb_bands(seen), mean, scale, zoom), folder / PICTURE)
+
+
+def write_large_picture(
+    folder: Path, names: Sequence[str], seen: Sequence[str], planes: Iterable[np.ndarray], scale: float
+) -> None:
+    """write_picture of the planes (H, W) of a mean one after the other, summed over n × n pixels until they fit."""
+    small, times = [], 1
+    for plane in planes:
+        times = math.ceil(max(plane.shape) / LARGEST)
+        height, width = (side // times for side in plane.shape)
+        blocks = plane[: height * times, : width * times].reshape(height, times, width, times)
+        small.append(blocks.sum((1, 3)))
+    write_picture(folder, names, seen, np.stack(small), times * scale)
 
 
 def regions(table: Table) -> str:

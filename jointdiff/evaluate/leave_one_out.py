@@ -27,7 +27,7 @@ from jointdiff.io.scene_files import Field
 from jointdiff.measure.catalog import find_sources
 from jointdiff.measure.data_checks import Data, check_against_data
 from jointdiff.measure.detection import Segments
-from jointdiff.nuisances import Levels, modes_of
+from jointdiff.nuisances import Levels, deepest, modes_of
 from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, pad_field
@@ -137,7 +137,7 @@ def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, sample
 
 def own_errors(model: ForwardModel, left: Observation, sky: Tensor, levels: Levels, white: NoiseStream, samples: int):
     """M ν (S, h, w), nJy per pixel: draws of what the left-out image of a sky (C, H, W) may be off by as a whole."""
-    (modes,), _ = modes_of(model, [left], sky[None], levels)
+    (modes,), _ = modes_of(model, [left], sky[None], levels, deepest([left]))
     (drawn,) = white.normal(range(samples), [(len(modes),)], modes)
     return torch.tensordot(drawn, modes, 1)
 

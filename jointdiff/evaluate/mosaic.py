@@ -13,20 +13,24 @@ from astropy.table import Table
 from scipy.ndimage import find_objects
 
 from jointdiff.errors import InputError
-from jointdiff.evaluate.exports import write_picture
+from jointdiff.evaluate.exports import write_large_picture
 from jointdiff.evaluate.field import FieldJob, Treatment, chi2_text, misfit
 from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
 from jointdiff.io.products import merge_catalogs, stream_reconstruction
 from jointdiff.io.scene_files import Field
 from jointdiff.measure.catalog import MeasureSettings
 from jointdiff.measure.detection import Segments, detect, detection_image, typical_noise
-from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor
+from jointdiff.nuisances import modes_of, offsets
+from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, Shared
 from jointdiff.reconstruct.field import check_size, seen_in
 from jointdiff.reconstruct.store import CUBES, REPLACED, Note, TileStore, key_of
 from jointdiff.reconstruct.tiles import BLEND, CONTEXT, Tile, Tiling, View, divided, tile_size
 
 _REACH = 24
 """Pixels beyond a tile that the filters of the detection image see: their kernels end within."""
+
+HELD = 2048**2
+"""Pixels of the largest image that a process holds; of larger ones it reads what a tile sees."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,12 @@ class MosaicJob(FieldJob):
         settings["precision"] = str(self._reconstructor.denoiser.network_dtype)
         key = key_of(self.field.observations, self.field.grid, settings)
         store = TileStore(folder / "tiles", key, tiling)
-        note, cards = self._share(store, key)
-        self._draw(store, note, NoiseStream(seed, self.field.name))
+        cards, stream = self._share(store, key), NoiseStream(seed, self.field.name)
+        self._draw(store, stream)
         if not self._workers.first:
             return None
         seconds = time.perf_counter() - start
-        catalog, chi2 = self._survey(store)
+        catalog, chi2 = self._survey(store, stream)
         catalog.meta.update({name: value for name, (value, _) in cards.items()})
         self._write(store, folder, catalog, provenance, cards)
         store.remove()
@@ -116,38 +120,38 @@ class MosaicJob(FieldJob):
         if self._workers.first and text:
             print(text, flush=True)
 
-    def _share(self, store: TileStore, key: str) -> tuple[Note, dict[str, tuple[float, str]]]:
-        """What all tiles share, found or read; moves the observations as it says. And the header's keywords."""
+    def _share(self, store: TileStore, key: str) -> dict[str, tuple[float, str]]:
+        """Finds what tiles share, where it is not there; moves the observations as it says. The header's keywords."""
         denoiser = self._reconstructor.denoiser
         if self._workers.first and store.note() is None:
-            _, found, amplitude, mean = divided(self.padded, self._size, denoiser, self._align)
-            store.write_note(Note.of(key, amplitude, found), mean)
+            _, found, shared = divided(self.padded, self._size, denoiser, self._align)
+            store.write_note(Note.of(key, found), shared)
         self._workers.wait()
         note = store.note()
         assert note is not None, "nobody wrote what the tiles share"
         found = note.alignment
         if found is None:
-            return note, {}
+            return {}
         self.padded = found.apply(self.padded)
         self._say(f"{self.field.name}: {found.line}" if found.line else "")
-        return note, found.cards(self.names)
+        return found.cards(self.names)
 
-    def _draw(self, store: TileStore, note: Note, stream: NoiseStream) -> None:
+    def _draw(self, store: TileStore, stream: NoiseStream) -> None:
         """Samples the tiles that are missing, this worker's share of them; tells how long the rest will take."""
-        missing, tiling, mean = store.missing(), self._tiling, store.mean()
+        missing, tiling = store.missing(), self._tiling
         self._workers.wait()  # nobody may finish a tile that others still count as missing
-        amplitude = torch.tensor([note.amplitude])
         mine = missing[self._workers.index :: self._workers.count]
         start = time.perf_counter()
         for done, tile in enumerate(mine, 1):
-            store.write(tile, tiling.sample(self._reconstructor, tile, self._count, stream, amplitude, mean))
+            shared = store.shared(tiling.view(tile).torus)
+            store.write(tile, tiling.sample(self._reconstructor, tile, self._count, stream, shared))
             pace = (time.perf_counter() - start) / done
             left = timedelta(seconds=round(pace * (len(mine) - done)))
             whole = len(tiling) - len(missing) + min(done * self._workers.count, len(missing))
             self._say(f"{self.field.name}: {whole} of {len(tiling)} tiles, {pace:.1f} s each, {left} left")
         self._workers.wait()
 
-    def _survey(self, store: TileStore) -> tuple[Table, str]:
+    def _survey(self, store: TileStore, stream: NoiseStream) -> tuple[Table, str]:
         """The catalog, in pixels of the core, each source once; and χ²/N of the samples."""
         segments = self._find(store)
         boxes = find_objects(segments.labels, max_label=len(segments))
@@ -158,7 +162,7 @@ class MosaicJob(FieldJob):
             part = self._part(tile, [boxes[k] for k in own])
             view = self._tiling.around(part)
             samples, mean = (store.read(cube, view.torus) for cube in ("samples", "mean"))
-            totals += self._misfit(tile, view, samples)
+            totals += self._misfit(tile, view, samples, store.shared(view.torus), stream)
             if len(own):
                 here, known = _crop(segments, view.torus)
                 denoiser = self._reconstructor.denoiser
@@ -217,12 +221,17 @@ class MosaicJob(FieldJob):
             spans.append(range(max(low, 0), min(high, side)))
         return Tile(tile.place, *spans)
 
-    def _misfit(self, tile: Tile, view: View, samples: torch.Tensor) -> np.ndarray:
+    def _misfit(self, tile: Tile, view: View, samples: torch.Tensor, shared: Shared, stream: NoiseStream) -> np.ndarray:
         """χ² and numbers of pixels, (O, 2), of what was observed in a tile alone."""
         seen = seen_in(self.padded, view.field.grid, view.corner, tile.spans, 0).observations
-        model = self._reconstructor.denoiser.forward_model(seen, view.field.grid)
-        samples = samples.to(seen[0].image)
-        return misfit(seen, Draws(samples, samples[0]), model)
+        denoiser, moved = self._reconstructor.denoiser, []
+        model = denoiser.forward_model(seen, view.field.grid)
+        samples, told = samples.to(seen[0].image), shared.to(seen[0].image)
+        if told.belief is not None:
+            modes, _ = modes_of(model, seen, told.mean, denoiser.levels, told.belief.noise)
+            (white,) = stream.normal(range(self._count), [(told.belief.count,)], told.mean)
+            moved = offsets(told.belief.draw(white), modes)
+        return misfit(seen, Draws(samples, samples[0], offsets=moved), model)
 
     def _write(self, store: TileStore, folder: Path, catalog: Table, provenance, cards) -> None:
         field, denoiser = self.padded, self._reconstructor.denoiser
@@ -232,10 +241,12 @@ class MosaicJob(FieldJob):
         layout = (denoiser.bands, self.field.wcs, denoiser.target_fwhm)
         stream_reconstruction(folder / "reconstruction.fits", planes, shape, *layout, provenance, cards)
         self._export(folder, catalog, provenance)
+        seen, means = [o.band.name for o in field.observations], store.planes("mean", rows, columns)
+        write_large_picture(folder, self.names, seen, means, field.core.scale)
         self._draw_middle(store, folder)
 
     def _draw_middle(self, store: TileStore, folder: Path) -> None:
-        """The pictures of the tile in the middle of the field: of all of it, nothing could be seen."""
+        """The figure of the tile in the middle of the field: of all of it, nothing could be seen."""
         tiling, denoiser, field = self._tiling, self._reconstructor.denoiser, self.padded
         tile = tiling.tiles[len(tiling) // 2]
         view = tiling.around(tile)
@@ -255,11 +266,9 @@ class MosaicJob(FieldJob):
             cut(std).numpy(),
             truth,
             field.core.scale,
-            f"{self.field.name}, tile {tile.name}, {self._reconstructor.method}",
+            f"{self.field.name}, its middle tile alone ({tile.name} of {len(tiling)}), {self._reconstructor.method}",
         )
         save_figure(figure, folder / "figure.png")
-        bands = [o.band.name for o in seen if o.present.any()]
-        write_picture(folder, self.names, bands, cut(mean).numpy(), field.core.scale)
 
 
 def job_of(
@@ -272,7 +281,7 @@ def job_of(
     size = tile_size(field.grid.shape, tile)
     if size:
         return MosaicJob(field, reconstructor, count, treatment, size, workers)
-    return FieldJob(field, reconstructor, count, treatment) if workers.first else None
+    return FieldJob(field.held(), reconstructor, count, treatment) if workers.first else None
 
 
 def _centred(segments: Segments, tile: Tile) -> np.ndarray:

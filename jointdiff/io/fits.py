@@ -34,7 +34,7 @@ _ADDRESS = re.compile(r"(?P<file>.+?)(?:\[(?P<hdu>[^\[\]]+)\])?")
 class FitsImage:
     """The pixels of one HDU (float64, native byte order, its own units), its header and its address.
 
-    part: what was read of it, where that was not all; the header is then that part's. whole: its shape.
+    part: what was read of it, where that was not all; the header is then that part's. whole: the shape of all.
     """
 
     data: np.ndarray
@@ -52,13 +52,7 @@ def read_image(
     A relative path starts from ``folder``; ``label`` begins every message. view: says which part of it to read.
     Raises InputError where the file or HDU is missing, truncated, not FITS, not 2-D or above ``max_pixels``.
     """
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise InputError(f"{label}: {address!r} is not a FITS file or file[HDU]")
-    path = folder / match["file"]
-    place = f"{path}[{match['hdu']}]" if match["hdu"] else str(path)
-    with open_fits(path, label) as hdus:
-        hdu = _find_hdu(hdus, match["hdu"], path, label)
+    with _found(address, folder, label) as (hdu, place):
         header, part = hdu.header.copy(), None
         if view is not None and len(hdu.shape) == 2:
             part = view(header, hdu.shape, label, place)
@@ -67,6 +61,24 @@ def read_image(
                     header[f"CRPIX{axis}"] -= inside.start
         data = load_pixels(hdu, label, place, 2, max_pixels, part)
         return FitsImage(data.astype(np.float64), header, place, part, hdu.shape)
+
+
+def describe_image(address: str, folder: Path, label: str) -> tuple[fits.Header, tuple[int, ...], str]:
+    """Header, shape and address of what read_image would read, of which no pixel is read or checked."""
+    with _found(address, folder, label) as (hdu, place):
+        return hdu.header.copy(), tuple(getattr(hdu, "shape", ())), place
+
+
+@contextmanager
+def _found(address: str, folder: Path, label: str) -> Iterator[tuple]:
+    """The HDU at an address, its file open, and where it is."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise InputError(f"{label}: {address!r} is not a FITS file or file[HDU]")
+    path = folder / match["file"]
+    place = f"{path}[{match['hdu']}]" if match["hdu"] else str(path)
+    with open_fits(path, label) as hdus:
+        yield _find_hdu(hdus, match["hdu"], path, label), place
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from astropy.wcs import WCS
 
 from jointdiff.correlation import power_spectrum
 from jointdiff.errors import InputError
-from jointdiff.io.fits import FitsImage, read_image
+from jointdiff.io.fits import FitsImage, describe_image, read_image
 from jointdiff.io.wcs import celestial_wcs, fit_grid, image_centre, overlaps
+from jointdiff.ondisk import LAGS, OnDisk
 from jointdiff.scene import Band, Frame, Grid, Observation
 from jointdiff.units import ARCSEC_PER_DEGREE, njy_per_count
 
@@ -34,6 +36,9 @@ PSF_SCALES = (0.02, 5.0)
 
 NEGATIVE_POWER = 0.05
 """Largest share of negative power that a correlation function may have, as cut ones do; more is of no noise."""
+
+_STRIP = 2**22
+"""Pixels of an image on disk that are checked at a time."""
 
 _NJY = ("njy", "njy/pixel", "njy/pix")
 
@@ -60,7 +65,8 @@ class Exposure:
     """The pixels of an entry, not yet on any scene's sky.
 
     image, ivar: (h, w) float32, nJy and nJy⁻². psf: (n, n) float64, unit sum. psf_pixel: arcsec, None for the image's.
-    correlation: c(l) of the noise (n, m) float64, None where it is not told.
+    correlation: c(l) of the noise (n, m) float64, None where it is not told. read: of an image that is too large to be
+    held, from rows and columns to image and ivar; ``image`` and ``ivar`` are then zeros that take no memory.
     """
 
     band: Band
@@ -71,6 +77,7 @@ class Exposure:
     wcs: WCS
     place: str
     correlation: np.ndarray | None = None
+    read: Callable[[range, range], tuple[np.ndarray, np.ndarray]] | None = None
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -82,19 +89,47 @@ class Exposure:
         return fit_grid(self.wcs, self.image.shape, centre, self.band.name, self.place)
 
 
-def read_exposure(entry: Entry, folder: Path) -> Exposure:
+def read_exposure(entry: Entry, folder: Path, most: int | None = None) -> Exposure:
     """Read and check the files of an entry; relative addresses start from ``folder``.
 
+    most: pixels above which an image stays on disk, where files can be read by parts: not out of .gz and .bz2.
     Raises InputError for anything missing, of the wrong shape, not physical, or masked throughout.
     """
     label = entry.band.name
-    image = read_image(entry.image, folder, label)
-    noise = _read_like(image, entry.noise, folder, label, entry.noise_kind)
+    header, shape, place = describe_image(entry.image, folder, label)
+    packed = any(Path(file or "").suffix.startswith((".gz", ".bz2")) for file in (entry.image, entry.noise, entry.mask))
+    parts: list[tuple[range, range] | None] = [None]
+    if most is not None and len(shape) == 2 and shape[0] * shape[1] > most and not packed:
+        step = max(1, _STRIP // shape[1])
+        parts = [(range(top, min(top + step, shape[0])), range(shape[1])) for top in range(0, shape[0], step)]
+    read, seen, zeros = None, False, 0
+    for part in parts:
+        flux, ivar, empty = _read_part(entry, folder, part)
+        seen, zeros = seen or bool(ivar.any()), zeros + empty
+    if parts != [None]:
+        flux = ivar = np.broadcast_to(np.float32(0), shape)
+        read = lambda rows, columns: _read_part(entry, folder, (rows, columns))[:2]  # noqa: E731
+    if zeros:
+        what = f"{entry.noise_kind} is zero in {zeros} pixels, which are masked"
+        warnings.warn(f"{label}: {what} ({folder / entry.noise})", stacklevel=3)
+    if not seen:
+        raise InputError(f"{label}: all {ivar.size} pixels are masked ({place})")
+    psf, psf_pixel = read_psf(entry.psf, folder, label)
+    wcs = celestial_wcs(header, label, place)
+    correlation = None if entry.correlation is None else read_correlation(entry.correlation, folder, label)
+    return Exposure(entry.band, flux, ivar, psf, psf_pixel, wcs, place, correlation, read)
+
+
+def _read_part(entry: Entry, folder: Path, part: tuple[range, range] | None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Flux and inverse variance (h, w), float32, nJy and nJy⁻², of all or some of an entry's rows and columns; and in
+    how many pixels a variance is zero."""
+    label = entry.band.name
+    image = _read_image(entry.image, folder, label, part)
+    noise = _read_like(image, entry.noise, folder, label, entry.noise_kind, part)
     masked = ~np.isfinite(image.data)
     if entry.mask is not None:
-        masked |= _read_like(image, entry.mask, folder, label, "mask").data != 0
-    ivar = _inverse_variance(noise, entry.noise_kind, masked, label)
-    psf, psf_pixel = read_psf(entry.psf, folder, label)
+        masked |= _read_like(image, entry.mask, folder, label, "mask", part).data != 0
+    ivar, empty = _inverse_variance(noise, entry.noise_kind, masked, label)
     njy = _njy_per_count(entry, image)
     # Overflow is looked for below, where it can be told with the band and the file.
     with np.errstate(over="ignore"):
@@ -102,11 +137,14 @@ def read_exposure(entry: Entry, folder: Path) -> Exposure:
         flux = (np.where(ivar > 0, image.data, 0) * njy).astype(np.float32)
     if not (np.isfinite(ivar).all() and np.isfinite(flux).all()):
         raise InputError(f"{label}: fluxes or errors overflow at {njy:.3g} nJy a count ({image.address})")
-    if not ivar.any():
-        raise InputError(f"{label}: all {ivar.size} pixels are masked ({image.address})")
-    wcs = celestial_wcs(image.header, label, image.address)
-    correlation = None if entry.correlation is None else read_correlation(entry.correlation, folder, label)
-    return Exposure(entry.band, flux, ivar, psf, psf_pixel, wcs, image.address, correlation)
+    return flux, ivar, empty
+
+
+def _read_image(address: str, folder: Path, label: str, part: tuple[range, range] | None) -> FitsImage:
+    if part is None:
+        return read_image(address, folder, label)
+    inside = (slice(part[0].start, part[0].stop), slice(part[1].start, part[1].stop))
+    return read_image(address, folder, label, view=lambda *_: inside)
 
 
 def place_on_sky(exposure: Exposure, reference: Exposure) -> Observation:
@@ -126,11 +164,18 @@ def place_on_sky(exposure: Exposure, reference: Exposure) -> Observation:
         )
     grid = exposure.grid(centre)
     frame = Frame(grid, torch.tensor(exposure.psf, dtype=torch.float32)[None], _psf_scale(exposure, grid))
-    image, ivar = torch.tensor(exposure.image)[None], torch.tensor(exposure.ivar)[None]
-    if exposure.correlation is None:
-        return Observation(exposure.band, frame, image, ivar)
-    power = power_spectrum(torch.tensor(exposure.correlation)[None], grid.shape)
-    return Observation(exposure.band, frame, image, ivar, power.to(image))
+    band, lags, shape = exposure.band, exposure.correlation, grid.shape
+    if exposure.read is not None and lags is not None:
+        shape = (2 * max(lags.shape[0], LAGS), 2 * max(lags.shape[1], LAGS))
+    power = None if lags is None else power_spectrum(torch.tensor(lags)[None], shape).float()
+    if (read := exposure.read) is not None:
+
+        def pixels(rows: range, columns: range) -> tuple[torch.Tensor, torch.Tensor]:
+            flux, ivar = read(rows, columns)
+            return torch.tensor(flux)[None], torch.tensor(ivar)[None]
+
+        return OnDisk.of(band, frame, pixels, power)
+    return Observation(band, frame, torch.tensor(exposure.image)[None], torch.tensor(exposure.ivar)[None], power)
 
 
 def read_psf(address: str, folder: Path, label: str) -> tuple[np.ndarray, float | None]:
@@ -145,7 +190,7 @@ def read_psf(address: str, folder: Path, label: str) -> tuple[np.ndarray, float 
 def normalised(psf: np.ndarray, label: str, place: str) -> np.ndarray:
     """A PSF stamp, checked, and its sum made one, told of with a warning. Raises InputError as read_psf does."""
     if psf.shape[0] != psf.shape[1]:
-        raise InputError(f"{label}: PSF of {_size(psf)} pixels, expected a square ({place})")
+        raise InputError(f"{label}: PSF of {_size(psf.shape)} pixels, expected a square ({place})")
     if not np.isfinite(psf).all():
         raise InputError(f"{label}: PSF has {np.sum(~np.isfinite(psf))} pixels that are not finite ({place})")
     total = psf.sum()
@@ -168,7 +213,7 @@ def read_correlation(address: str, folder: Path, label: str) -> np.ndarray:
     stamp = read_image(address, folder, label, MAX_PSF**2)
     lags, place = stamp.data.astype(float), stamp.address
     if not (lags.shape[0] % 2 and lags.shape[1] % 2):
-        raise InputError(f"{label}: noise correlation of {_size(lags)} lags, expected odd sides ({place})")
+        raise InputError(f"{label}: noise correlation of {_size(lags.shape)} lags, expected odd sides ({place})")
     if not np.isfinite(lags).all():
         raise InputError(f"{label}: noise correlation is not finite at {np.sum(~np.isfinite(lags))} lags ({place})")
     peak = lags[lags.shape[0] // 2, lags.shape[1] // 2]
@@ -228,30 +273,31 @@ def _psf_scale(exposure: Exposure, grid: Grid) -> float:
     return 1.0 if math.isclose(ratio, 1, rel_tol=1e-6) else ratio
 
 
-def _read_like(image: FitsImage, address: str, folder: Path, label: str, role: str) -> FitsImage:
-    """The image at ``address``, of the same shape as ``image``."""
-    other = read_image(address, folder, label)
-    if other.data.shape != image.data.shape:
+def _read_like(
+    image: FitsImage, address: str, folder: Path, label: str, role: str, part: tuple[range, range] | None
+) -> FitsImage:
+    """The image at ``address``, or a part of it, of the same shape as ``image``."""
+    other = _read_image(address, folder, label, part)
+    if other.whole != image.whole:
         raise InputError(
-            f"{label}: image is {_size(image.data)} pixels but {role} is {_size(other.data)} "
+            f"{label}: image is {_size(image.whole)} pixels but {role} is {_size(other.whole)} "
             f"({image.address}, {other.address})"
         )
     return other
 
 
-def _inverse_variance(noise: FitsImage, kind: str, masked: np.ndarray, label: str) -> np.ndarray:
-    """1/variance in counts⁻², (h, w), zero where masked or where the noise is not finite or not positive."""
+def _inverse_variance(noise: FitsImage, kind: str, masked: np.ndarray, label: str) -> tuple[np.ndarray, int]:
+    """1/variance in counts⁻², (h, w), zero where masked or where the noise is not finite or not positive; and in how
+    many pixels it is zero, though it should not be."""
     values, place = noise.data, noise.address
     negative = (values < 0) & ~masked
     if negative.any():
         lowest = values[negative].min()
         raise InputError(f"{label}: {kind} is negative in {negative.sum()} pixels, down to {lowest:.3g} ({place})")
     empty = (values == 0) & ~masked
-    if kind != "weight" and empty.any():
-        warnings.warn(f"{label}: {kind} is zero in {empty.sum()} pixels, which are masked ({place})", stacklevel=3)
     good = np.isfinite(values) & (values > 0) & ~masked
     power = {"variance": -1, "weight": 1, "rms": -2}[kind]
-    return np.power(values, power, out=np.zeros_like(values), where=good)
+    return np.power(values, power, out=np.zeros_like(values), where=good), int(kind != "weight" and empty.sum())
 
 
 def _njy_per_count(entry: Entry, image: FitsImage) -> float:
@@ -269,5 +315,5 @@ def _radius(grid: Grid) -> float:
     return float(np.linalg.norm(grid.matrix, 2) * np.hypot(*grid.shape) / 2)
 
 
-def _size(array: np.ndarray) -> str:
-    return " × ".join(map(str, array.shape))
+def _size(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +58,16 @@ class Field:
     sources: dict[str, str]
     path: Path
 
+    def held(self) -> "Field":
+        """With all pixels in memory."""
+        return replace(self, observations=tuple(o.held() for o in self.observations))
 
-def read_fields(paths: Iterable[str | Path]) -> tuple[Field, ...]:
-    """Read several scene files. Raises InputError where two have the same name, before any image is read."""
+
+def read_fields(paths: Iterable[str | Path], most: int | None = None) -> tuple[Field, ...]:
+    """Read several scene files. Raises InputError where two have the same name, before any image is read.
+
+    most: pixels above which an image stays on disk (OnDisk); None for no bound.
+    """
     files = [Path(path) for path in paths]
     seen: dict[str, Path] = {}
     for path in files:
@@ -68,17 +75,17 @@ def read_fields(paths: Iterable[str | Path]) -> tuple[Field, ...]:
         if name in seen:
             raise InputError(f"two scenes are named {name!r} ({seen[name]}, {path})")
         seen[name] = path
-    return tuple(read_field(path) for path in files)
+    return tuple(read_field(path, most) for path in files)
 
 
-def read_field(path: str | Path) -> Field:
-    """Read a scene file and every image that it names, in nJy per pixel.
+def read_field(path: str | Path, most: int | None = None) -> Field:
+    """Read a scene file and every image that it names, in nJy per pixel. most: as of read_fields.
 
     Raises InputError, in one line that names the file, band and number, for anything missing or not physical.
     """
     path = Path(path)
     text = _read_yaml(path)
-    exposures = {entry.band.name: read_exposure(entry, path.parent) for entry in text.entries}
+    exposures = {entry.band.name: read_exposure(entry, path.parent, most) for entry in text.entries}
     base = exposures[text.reference]
     grid, wcs = base.grid(base.centre), base.wcs
     if text.pixel_scale is not None:

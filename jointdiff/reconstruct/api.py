@@ -111,8 +111,8 @@ def reconstruct(
     if size := tile_size(grid.shape, tile):
         if not reconstructor.seamless:
             raise InputError(f"{name}: method {method} in mode {mode} knows no tiles: give a larger tile")
-        tiling, _, amplitude, shared = divided(field, size, denoiser, align)
-        draws = tiling.sample_all(reconstructor, num_samples, stream, amplitude, shared)
+        tiling, _, shared = divided(field, size, denoiser, align)
+        draws = tiling.sample_all(reconstructor, num_samples, stream, shared)
     else:
         field = align_field(field, denoiser)[0] if align else field
         draws = reconstructor.sample(field.observations, field.grid, num_samples, stream)

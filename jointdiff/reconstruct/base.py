@@ -3,6 +3,7 @@
 A Reconstructor works on a periodic grid, as simulated scenes are; field.py brings real fields to one.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
+from jointdiff.nuisances import Belief
 from jointdiff.scene import Frame, Grid, Observation
 from jointdiff.seeds import seed_of
 
@@ -75,23 +77,28 @@ class Shared:
     """What a tile has in common with the others of its field, so that they agree where they meet.
 
     amplitude: (1,). weights: (O, 1), the inverse variance of each observation per scene pixel of the field, nJy⁻².
-    mean: (1, C, H, W), the Gaussian posterior mean on the tile's torus: of a stopped solver, which stops elsewhere on
-    other tori.
+    mean: (1, C, H, W), the Gaussian posterior mean, of the field or on the tile's torus: of a stopped solver, which
+    stops elsewhere on other tori. belief: of what nobody knows of the observations; None for nothing.
     """
 
     amplitude: Tensor
     weights: Tensor
     mean: Tensor
+    belief: Belief | None = None
+
+    def to(self, like: Tensor) -> "Shared":
+        """In the precision and on the device of a tensor."""
+        belief = None if self.belief is None else self.belief.to(like)
+        return Shared(self.amplitude.to(like), self.weights.to(like), self.mean.to(like), belief)
 
     @property
     def stationary(self) -> dict:
         """As GaussianPosterior takes them."""
         return {"amplitude": self.amplitude, "weights": list(self.weights)}
 
-    @property
-    def options(self) -> dict:
-        """As Denoiser.condition takes them: the mean as it is."""
-        return self.stationary | {"start": self.mean, "max_steps": 0}
+    def told(self, mean: Tensor | None) -> dict:
+        """As Denoiser.condition takes them: a mean, the field's if none is given, as it is."""
+        return self.stationary | {"start": self.mean if mean is None else mean, "tolerance": math.inf}
 
 
 @dataclass(frozen=True)
@@ -137,10 +144,7 @@ class Reconstructor(ABC):
 
     @property
     def seamless(self) -> bool:
-        """Whether tiles of one field, sampled each by itself, meet without a seam.
-
-        They do not where samples are of images without errors drawn for them (nuisances.py), which a tile draws alone.
-        """
+        """Whether tiles of one field, sampled each by itself, meet without a seam."""
         return False
 
     def sharing(self, shared: Shared) -> "Reconstructor":

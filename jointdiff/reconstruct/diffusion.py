@@ -56,7 +56,7 @@ class Diffusion(Reconstructor):
 
     @property
     def seamless(self) -> bool:
-        return self.mode == "amortized" and not self.denoiser.levels
+        return self.mode == "amortized"
 
     def check(self, observations: Sequence[Observation], label: str) -> None:
         if self.mode == "factorized":
@@ -69,15 +69,16 @@ class Diffusion(Reconstructor):
         amplitude, uncertain = posterior.amplitude.to(observations[0].image.dtype), self.denoiser.levels
         if uncertain and self.mode == "factorized":  # whose posterior has the observations in another order
             whole = self.denoiser.condition(observations, grid, amplitude).posterior
-        nuisances = nuisances_of(whole, uncertain)
+        nuisances = nuisances_of(whole, uncertain, self.shared.belief if self.shared else None)
+        belief = nuisances.belief
         levels = levels_of(self._solver, posterior, self.evaluations)
         fields, channels = fields_of(self._solver, levels), posterior.mean.shape[1]
         samples, shares, errors, converged = [], [], [], True
         for numbers in chunks(count, BATCH[self.mode]):
             noise = [stream.white(numbers, grid, posterior.mean, f"sky {n}", channels) for n in range(fields)]
-            (white,) = stream.normal(numbers, [(nuisances.count,)], posterior.mean)
-            errors.append(nuisances.draw(white))
-            if nuisances.count:
+            (white,) = stream.normal(numbers, [(belief.count,)], posterior.mean)
+            errors.append(belief.draw(white))
+            if belief.count:
                 images, start = nuisances.corrected(errors[-1]), nuisances.sky(errors[-1])
                 posterior, residual, convergence = self._told(images, grid, amplitude, start)
             seen = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
@@ -110,6 +111,6 @@ class Diffusion(Reconstructor):
         if self.mode == "factorized":
             guided = Factorized.of(self.denoiser, observations, grid, amplitude)
             return guided.posterior, guided.residual, guided.convergence
-        options = self.shared.options if self.shared else {"amplitude": amplitude, "start": start}
+        options = self.shared.told(start) if self.shared else {"amplitude": amplitude, "start": start}
         conditioning = self.denoiser.condition(observations, grid, **options)
         return conditioning.posterior, partial(self.denoiser.correction, conditioning=conditioning), Convergence()

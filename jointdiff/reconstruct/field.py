@@ -14,12 +14,12 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from jointdiff.correlation import resized
 from jointdiff.decimate import at_its_resolution, psf_fwhm
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
 from jointdiff.forward import with_floors
-from jointdiff.reconstruct.noise import shared_noise
+from jointdiff.ondisk import OnDisk
+from jointdiff.reconstruct.noise import MOST, SkyNoise, shared_noise
 from jointdiff.scene import Frame, Grid, Observation
 
 MARGIN = 2.0
@@ -35,12 +35,19 @@ _BYTES_PER_VALUE = 32
 """Bytes held per sample, band and pixel at the peak: float32 samples, and float64 copies while they are measured."""
 
 
+REACH = 64
+"""Pixels around a window that what is done to images before use may look at; a multiple of what it may bin."""
+
+BLOCK = 1024
+"""Side (pixels) of the parts of a core in which all of an image on disk is gone through."""
+
+
 @dataclass(frozen=True)
 class PaddedField:
     """What was seen of a core, on the periodic grid around it.
 
-    observations: of the core alone, in the order of the denoiser's bands. corner: (y, x) of core pixel (0, 0) in grid.
-    correlated: bands whose noise is correlated, which nobody had said.
+    observations: of the core alone, in the order of the denoiser's bands; they may be on disk. corner: (y, x) of core
+    pixel (0, 0) in grid. correlated: bands whose noise is correlated, which nobody had said.
     """
 
     observations: tuple[Observation, ...]
@@ -92,15 +99,20 @@ def pad_field(
         place = f" ({sources[label]})" if sources and label in sources else ""
         if label not in names:
             raise InputError(f"{label}: the checkpoint is of another band set, {', '.join(names)}{place}")
-        _check_pixels(observation, label, place)
-        cut = _cut(observation, core)
+        if not isinstance(observation, OnDisk):  # whose files are checked where they are read
+            _check_pixels(observation, label, place)
+        cut = _cropped(observation, core) if isinstance(observation, OnDisk) else _cut(observation, core)
         if cut is None:
             continue
-        cut, is_correlated = _with_sky_noise(cut, core.scale, label, place)
+        noise, is_correlated = _noise_of_sky(cut, core.scale, label, place)
         if is_correlated:
             correlated.append(label)
-        ready = with_floors(at_its_resolution(cut, core.scale), denoiser.bands)
-        kept.append(ready.to(weights.device, weights.dtype))
+
+        def ready(seen: Observation, noise: SkyNoise | None = noise) -> Observation:
+            told = seen if noise is None else noise.of(seen)
+            return with_floors(at_its_resolution(told, core.scale), denoiser.bands).to(weights.device, weights.dtype)
+
+        kept.append(_counted(cut.through(ready, REACH), core) if isinstance(cut, OnDisk) else ready(cut))
     if not kept:
         raise InputError(f"no observed pixel lies in the field of {core.shape[0]} × {core.shape[1]} pixels")
     reference = next((o.band.name for o in observations if o.frame.grid == core), "grid")
@@ -140,17 +152,24 @@ def _unseen(observation: Observation) -> Observation:
     """One masked pixel: an observation that tells nothing."""
     h, w = observation.frame.grid.shape
     frame = replace(observation.frame, grid=observation.frame.grid.padded((0, 1 - h), (0, 1 - w)))
-    blank = torch.zeros_like(observation.ivar[:, :1, :1])
-    return replace(observation, frame=frame, image=blank, ivar=blank, correlation=None)
+    blank = frame.psf.new_zeros(len(frame.psf), 1, 1)
+    placed = (observation.position_error, observation.position_told)
+    return Observation(observation.band, frame, blank, blank, None, *placed)
 
 
-def _with_sky_noise(observation: Observation, scale: float, label: str, place: str) -> tuple[Observation, bool]:
-    """With the noise that its sky shows, where that is correlated, and whether it is: then warns. As it is if said."""
+def _noise_of_sky(observation: Observation, scale: float, label: str, place: str) -> tuple[SkyNoise | None, bool]:
+    """The noise that its sky shows, where it is to be believed, and whether it is correlated: then warns. None if said.
+
+    Of images that are not held, the middle tells.
+    """
+    if isinstance(observation, OnDisk):
+        middles = [(max(side - MOST, 0) // 2, side) for side in observation.frame.grid.shape]
+        observation = observation.window(*(range(first, min(first + MOST, side)) for first, side in middles))
     shared = shared_noise(observation, scale)
     if shared is None:
-        return observation, False
+        return None, False
     warnings.warn(f"{label}: {shared}{place}", stacklevel=3)
-    return observation if shared.noise is None else shared.noise.of(observation), True
+    return shared.noise, True
 
 
 def _with_margin(core: Grid, margin: float, stride: int) -> tuple[Grid, tuple[int, int]]:
@@ -184,35 +203,58 @@ def _check_pixels(observation: Observation, label: str, place: str) -> None:
 
 def _cut(observation: Observation, core: Grid) -> Observation | None:
     """The part of an observation whose pixel centres lie in the core, others at zero weight; None where none does."""
-    frame = observation.frame
-    inside, first = _inside(frame, core)
+    inside, first = _inside(observation.frame, core)
     if not inside.any():
         return None
     spans = []
     for axis in (0, 1):
         lines = np.flatnonzero(inside.any(1 - axis))
         spans.append((int(lines[0]), int(lines[-1]) + 1))
-    (top, bottom), (left, right) = ((low + n, high + n) for (low, high), n in zip(spans, first, strict=True))
-    height, width = frame.grid.shape
-    grid = frame.grid.padded((-top, bottom - height), (-left, right - width))
-    window = (..., slice(top, bottom), slice(left, right))
-    used = torch.as_tensor(inside[tuple(slice(*span) for span in spans)], device=observation.ivar.device)
-    ivar = torch.where(used, observation.ivar[window], 0.0)
-    image = torch.where(ivar > 0, observation.image[window], 0.0)  # a masked NaN would survive a zero weight
-    correlation = observation.correlation
-    if correlation is not None:
-        correlation = resized(correlation, frame.grid.shape, grid.shape)
-    return replace(observation, frame=replace(frame, grid=grid), image=image, ivar=ivar, correlation=correlation)
+    part = observation.window(*(range(low + n, high + n) for (low, high), n in zip(spans, first, strict=True)))
+    used = torch.as_tensor(inside[tuple(slice(*span) for span in spans)], device=part.ivar.device)
+    ivar = torch.where(used, part.ivar, 0.0)
+    image = torch.where(ivar > 0, part.image, 0.0)  # a masked NaN would survive a zero weight
+    return replace(part, image=image, ivar=ivar)
+
+
+def _cropped(observation: OnDisk, core: Grid) -> OnDisk | None:
+    """The rows and columns of an observation in which any pixel of a core may lie; None where none does."""
+    low, high = _reach(observation.frame, core)
+    if not (high > low).all():
+        return None
+    return observation.cropped(*(range(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)))
+
+
+def _counted(observation: OnDisk, core: Grid) -> OnDisk:
+    """With the sums of its weights in the core, of which it is gone through once."""
+    total, peak = 0.0, 0.0
+    for top in range(0, core.shape[0], BLOCK):
+        for left in range(0, core.shape[1], BLOCK):
+            ends = [min(n + BLOCK, side) - side for n, side in zip((top, left), core.shape, strict=True)]
+            part = _cut(observation, core.padded((-top, ends[0]), (-left, ends[1])))
+            if part is not None:
+                total, peak = total + float(part.ivar.double().sum()), max(peak, float(part.ivar.max()))
+    return replace(observation, total=total, peak=peak)
+
+
+def _reach(frame: Frame, core: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The first row and column (2,) of an image that may lie in a core, and those behind the last."""
+    footprint, start = _placed(frame, core)
+    corners = np.array([(i * core.shape[0] - 0.5, j * core.shape[1] - 0.5) for i in (0, 1) for j in (0, 1)])
+    reach = (corners - start) @ np.linalg.inv(footprint).T
+    low = np.clip(np.floor(reach.min(0)).astype(int) - 1, 0, frame.grid.shape)
+    return low, np.clip(np.ceil(reach.max(0)).astype(int) + 2, low, frame.grid.shape)
+
+
+def _placed(frame: Frame, core: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """A pixel's footprint in pixels of the core, and where the first pixel's centre lies."""
+    shift = np.zeros(2) if frame.shift is None else frame.shift[0].double().cpu().numpy()
+    return core.footprint(frame.grid), core.locate(frame.grid.origin + shift)
 
 
 def _inside(frame: Frame, core: Grid) -> tuple[np.ndarray, tuple[int, int]]:
     """True (h, w) where a pixel's centre lies in the core, in the only part of the image where any may; its corner."""
-    shift = np.zeros(2) if frame.shift is None else frame.shift[0].double().cpu().numpy()
-    footprint, start = core.footprint(frame.grid), core.locate(frame.grid.origin + shift)
-    corners = np.array([(i * core.shape[0] - 0.5, j * core.shape[1] - 0.5) for i in (0, 1) for j in (0, 1)])
-    reach = (corners - start) @ np.linalg.inv(footprint).T
-    low = np.clip(np.floor(reach.min(0)).astype(int) - 1, 0, frame.grid.shape)
-    high = np.clip(np.ceil(reach.max(0)).astype(int) + 2, low, frame.grid.shape)
+    (footprint, start), (low, high) = _placed(frame, core), _reach(frame, core)
     rows, columns = (np.arange(a, b) for a, b in zip(low, high, strict=True))
     inside = np.ones((len(rows), len(columns)), dtype=bool)
     for steps, first, side in zip(footprint, start, core.shape, strict=True):

@@ -29,7 +29,7 @@ ENOUGH = 400
 """Sky pixels below which lags cannot be told: with as many, each is off by a twentieth."""
 
 MOST = 2048
-"""Side of the part of an image, pixels, on which an archive's noise is measured: 100 times ENOUGH's precision."""
+"""Side of the part of an image, pixels, on which the noise of a large one is measured: 100 times ENOUGH's precision."""
 
 _SIGMA_PER_MAD = 1.4826
 _SKY = 3.0

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jointdiff.ondisk import OnDisk
 from jointdiff.reconstruct.field import PaddedField, psf_fwhm
 from jointdiff.scene import Observation
 from jointdiff.units import magnitude
@@ -64,7 +65,8 @@ def subtract_stars(field: PaddedField, name: str) -> tuple[PaddedField, tuple[St
 
     Such a star is of BRIGHT or brighter in VIS, point-like, and OUTSHINES times all else. Its flux and position are
     fitted in each band; its subtraction leaves a variance of (WINGS × what it shines near by)², and zero weight where
-    that is over MASKED times the sky noise. A field without VIS stays as it is.
+    that is over MASKED times the sky noise. A field without VIS stays as it is, and so does
+    one with an image on disk: in so many pixels no star that is not saturated outshines all galaxies thirtyfold.
     """
     stars: list[Star] = []
     for _ in range(_MOST):
@@ -97,6 +99,8 @@ class _Point:
 
 def _brightest(field: PaddedField) -> _Point | None:
     """The star in VIS that outshines the field, if there is one."""
+    if any(isinstance(o, OnDisk) for o in field.observations):
+        return None
     for observation in field.observations:
         if observation.band.name == "VIS" and bool(observation.present.all()):
             image, ivar = _numpy(observation.image), _numpy(observation.ivar)

@@ -5,10 +5,10 @@ drawn again.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jointdiff.io.atomic import atomic_path
+from jointdiff.nuisances import Belief
+from jointdiff.package import code_digest
 from jointdiff.reconstruct.align import Alignment, Shifts
-from jointdiff.reconstruct.base import Draws
+from jointdiff.reconstruct.base import Draws, Shared
 from jointdiff.reconstruct.tiles import Tile, Tiling
 from jointdiff.scene import Grid, Observation
 
@@ -31,16 +33,18 @@ REPLACED = "replaced"
 
 FORMAT = "2"
 
+_SHARED = "shared"
+_STRIP = 512
+
 
 @dataclass(frozen=True)
 class Note:
-    """What all tiles of a field take from it: the shifts of its observations (y, x; arcsec) with errors; the amplitude.
+    """The shifts of a field's observations (y, x; arcsec) with errors, empty where nothing could be compared.
 
-    shifts, errors: empty where nothing could be compared. key: of the run.
+    key: of the run.
     """
 
     key: str
-    amplitude: float
     reference: str = ""
     bands: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()
@@ -48,11 +52,11 @@ class Note:
     errors: tuple[tuple[float, float], ...] = ()
 
     @classmethod
-    def of(cls, key: str, amplitude: Tensor, found: Alignment | None) -> "Note":
+    def of(cls, key: str, found: Alignment | None) -> "Note":
         if found is None:
-            return cls(key, float(amplitude))
+            return cls(key)
         shifts, errors = (tuple((y, x) for y, x in t[0].tolist()) for t in (found.shifts.value, found.shifts.error))
-        return cls(key, float(amplitude), found.reference, found.bands, found.numbers, shifts, errors)
+        return cls(key, found.reference, found.bands, found.numbers, shifts, errors)
 
     @property
     def alignment(self) -> Alignment | None:
@@ -104,21 +108,31 @@ class TileStore:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if content.get("key") != self._key or not self._ours("mean"):
+        if content.get("key") != self._key or not self._ours(_SHARED):
             return None
         pairs = {name: tuple(map(tuple, content[name])) for name in ("shifts", "errors")}
         return Note(**content | pairs | {name: tuple(content[name]) for name in ("bands", "numbers")})
 
-    def write_note(self, note: Note, mean: Tensor) -> None:
-        """Keep what all tiles share; mean: (1, C, H, W) on the padded grid."""
-        self._save("mean", {"mean": mean})
+    def write_note(self, note: Note, shared: Shared) -> None:
+        """Keep what all tiles share; shared: with the mean on the padded grid."""
+        tensors = {name: getattr(shared, name) for name in ("amplitude", "weights", "mean")}
+        if shared.belief is not None:
+            tensors |= {f"belief.{name}": tensor for name, tensor in vars(shared.belief).items()}
+        self._save(_SHARED, {name: tensor.cpu() for name, tensor in tensors.items()})
         with atomic_path(self._folder / "field.json") as temporary:
             temporary.write_text(json.dumps(asdict(note)), encoding="utf-8")
 
-    def mean(self) -> Tensor:
-        """The Gaussian mean that the tiles share (1, C, H, W), on the CPU."""
-        with safe_open(self._path("mean"), "pt") as file:
-            return file.get_tensor("mean")
+    def shared(self, part: Tile) -> Shared:
+        """What the tiles share, its mean on a part of the padded grid and 0 beyond it; on the CPU."""
+        with safe_open(self._path(_SHARED), "pt") as file:
+            told = {name: file.get_tensor(name) for name in file.keys() if name != "mean"}  # noqa: SIM118
+            there = file.get_slice("mean")
+            lead, (height, width) = there.get_shape()[:-2], there.get_shape()[-2:]
+            inside = part.grown(0, (height, width))
+            mean = torch.zeros(*lead, *part.shape)
+            mean[..., *inside.within(part.rows.start, part.columns.start)] = there[..., *inside.within(0, 0)]
+        belief = {name.removeprefix("belief."): told.pop(name) for name in list(told) if name.startswith("belief.")}
+        return Shared(mean=mean, belief=Belief(**belief) if belief else None, **told)
 
     @property
     def converged(self) -> bool:
@@ -162,7 +176,7 @@ class TileStore:
 
     def remove(self) -> None:
         """Delete the tiles and the folder, if nothing else is in it."""
-        for name in ["mean", *(tile.name for tile in self._tiling.tiles)]:
+        for name in [_SHARED, *(tile.name for tile in self._tiling.tiles)]:
             self._path(name).unlink(missing_ok=True)
         (self._folder / "field.json").unlink(missing_ok=True)
         if self._folder.is_dir() and not any(self._folder.iterdir()):
@@ -170,10 +184,12 @@ class TileStore:
 
 
 def key_of(observations: Sequence[Observation], grid: Grid, settings: dict[str, object]) -> str:
-    """sha256 of all that samples depend on: the observations as they were served, the grid, and settings by name."""
-    digest = hashlib.sha256(json.dumps([FORMAT, version("jointdiff"), repr(grid), settings], sort_keys=True).encode())
+    """sha256 of all that samples depend on: code, observations as they were served, grid, and settings by name."""
+    digest = hashlib.sha256(json.dumps([FORMAT, code_digest(), repr(grid), settings], sort_keys=True).encode())
     for o in observations:
         digest.update(repr((o.band, o.frame.grid, o.frame.psf_scale)).encode())
-        for tensor in (o.image, o.ivar, o.frame.psf, o.frame.shift, o.correlation):
-            digest.update(b"none" if tensor is None else np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+        height, width = o.frame.grid.shape
+        strips = (o.pixels(range(top, min(top + _STRIP, height)), range(width)) for top in range(0, height, _STRIP))
+        for tensor in itertools.chain((o.frame.psf, o.frame.shift, o.correlation), *strips):
+            digest.update(b"none" if tensor is None else np.ascontiguousarray(tensor.cpu().numpy()).data)
     return digest.hexdigest()

@@ -7,7 +7,7 @@ dies away within CONTEXT pixels of where the data of a tile end. What is kept of
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.gaussian import Evidence, GaussianPosterior, likeliest_amplitude
+from jointdiff.nuisances import Belief, belief_of, deepest
 from jointdiff.reconstruct.align import Alignment, align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, Shared
 from jointdiff.reconstruct.field import PaddedField, margin_of, seen_in
@@ -32,8 +33,8 @@ CONTEXT = 48
 BLEND = 16
 """Pixels on either side of a tile's border over which Gaussian posterior means are blended."""
 
-MOST_ALIGNED = 9
-"""Tiles, spread over the field, whose light tells the shifts of its images."""
+MOST_TOLD = 9
+"""Tiles, spread over the field, whose light tells the shifts of its images, and what else is off with them."""
 
 MOST_EVIDENCE = 64
 """Tiles, spread over the field, whose evidence tells its amplitude."""
@@ -136,7 +137,7 @@ class Tiling:
     def weights(self) -> Tensor:
         """(O, 1): each observation's inverse variance per pixel of the padded grid."""
         area = self.field.grid.shape[0] * self.field.grid.shape[1]
-        return torch.stack([o.ivar.sum((-2, -1)) / area for o in self.field.observations])
+        return torch.stack([o.information / area for o in self.field.observations])
 
     @torch.no_grad()
     def amplitude(self, denoiser: Denoiser) -> Tensor:
@@ -149,6 +150,21 @@ class Tiling:
         return likeliest_amplitude(lambda a: torch.stack([e(a) for e in evidences]).sum(0), floor)
 
     @torch.no_grad()
+    def belief(self, denoiser: Denoiser, amplitude: Tensor) -> Belief | None:
+        """What some tiles together say of the errors of the observations; None where there are none to be had."""
+        if not denoiser.levels:
+            return None
+        noise = deepest(self.field.observations)
+        return belief_of(
+            (self._posterior(v, denoiser, amplitude) for v in self.views(MOST_TOLD)), denoiser.levels, noise
+        )
+
+    def _posterior(self, view: View, denoiser: Denoiser, amplitude: Tensor, **options) -> GaussianPosterior:
+        seen, grid = view.field.observations, view.field.grid
+        model = denoiser.forward_model(seen, grid)
+        return GaussianPosterior(model, seen, denoiser.prior.on(grid), amplitude, **options)
+
+    @torch.no_grad()
     def mean(self, denoiser: Denoiser, amplitude: Tensor) -> Tensor:
         """The Gaussian posterior mean (1, C, H, W) of the field, nJy per pixel, on the CPU: that of tiles, blended.
 
@@ -159,9 +175,7 @@ class Tiling:
         shares = torch.zeros(self.field.grid.shape)
         for tile in self.tiles:
             view = self.view(tile)
-            seen, grid = view.field.observations, view.field.grid
-            model, weights = denoiser.forward_model(seen, grid), list(self.weights)
-            mean = GaussianPosterior(model, seen, denoiser.prior.on(grid), amplitude, weights=weights).mean.cpu()
+            mean = self._posterior(view, denoiser, amplitude, weights=list(self.weights)).mean.cpu()
             wide = tile.grown(BLEND, self.field.grid.shape)
             ramps = [_ramp(w, own, n) for w, own, n in zip(wide.spans, tile.spans, self.field.grid.shape, strict=True)]
             share = ramps[0][:, None] * ramps[1]
@@ -169,29 +183,29 @@ class Tiling:
             shares[wide.within(0, 0)] += share
         return total.div_(shares)
 
-    def sample(
-        self,
-        method: Reconstructor,
-        tile: Tile,
-        count: int,
-        stream: NoiseStream,
-        amplitude: Tensor,
-        mean: Tensor,
-    ) -> Draws:
-        """The samples of a seamless method on the pixels of a tile alone. amplitude, mean: the field's, as above."""
+    def shared(self, denoiser: Denoiser) -> Shared:
+        """What all tiles take from the field, its mean on the padded grid, on the CPU.
+
+        The amplitude is that of tiles of TILE, whatever these are: fields up to that size have one, in tiles or not.
+        """
+        amplitude = Tiling(self.field, TILE, denoiser.network.stride).amplitude(denoiser)
+        return Shared(amplitude, self.weights, self.mean(denoiser, amplitude), self.belief(denoiser, amplitude))
+
+    def sample(self, method: Reconstructor, tile: Tile, count: int, stream: NoiseStream, shared: Shared) -> Draws:
+        """The samples of a seamless method on the pixels of a tile alone. shared: with the mean on the tile's torus."""
         view = self.view(tile)
-        own = padded_crop(mean, view.torus).to(self.weights)
-        shared = Shared(amplitude.to(self.weights), self.weights, own)
-        draws = method.sharing(shared).sample(view.field.observations, view.field.grid, count, stream)
+        told = shared.to(self.weights)
+        draws = method.sharing(told).sample(view.field.observations, view.field.grid, count, stream)
         samples, mean = (tile.crop(images, *view.corner) for images in (draws.samples, draws.mean))
         replaced = None if draws.replaced is None else tile.crop(draws.replaced, *view.corner)
         return Draws(samples, mean, draws.converged, replaced=replaced)
 
-    def sample_all(
-        self, method: Reconstructor, count: int, stream: NoiseStream, amplitude: Tensor, mean: Tensor
-    ) -> Draws:
-        """The samples on the whole padded grid, in memory."""
-        drawn = [self.sample(method, tile, count, stream, amplitude, mean) for tile in self.tiles]
+    def sample_all(self, method: Reconstructor, count: int, stream: NoiseStream, shared: Shared) -> Draws:
+        """The samples on the whole padded grid, in memory. shared: with the mean of the field."""
+        drawn = []
+        for tile in self.tiles:
+            own = replace(shared, mean=padded_crop(shared.mean, self.view(tile).torus))
+            drawn.append(self.sample(method, tile, count, stream, own))
         like, shape = drawn[0].samples, self.field.grid.shape
         samples, means = like.new_empty(*like.shape[:2], *shape), like.new_empty(like.shape[1], *shape)
         for tile, draws in zip(self.tiles, drawn, strict=True):
@@ -200,17 +214,14 @@ class Tiling:
         return Draws(samples, means, all(draws.converged for draws in drawn))
 
 
-def divided(
-    field: PaddedField, size: int, denoiser: Denoiser, align: bool
-) -> tuple[Tiling, Alignment | None, Tensor, Tensor]:
-    """A field in tiles, its observations moved by what was found of their shifts; amplitude and mean of the tiles."""
+def divided(field: PaddedField, size: int, denoiser: Denoiser, align: bool) -> tuple[Tiling, Alignment | None, Shared]:
+    """A field in tiles, its observations moved by what was found of their shifts; and what the tiles share."""
     found, stride = None, denoiser.network.stride
     if align:
-        parts = [view.field for view in Tiling(field, size, stride).views(MOST_ALIGNED)]
+        parts = [view.field for view in Tiling(field, size, stride).views(MOST_TOLD)]
         field, found = align_field(field, denoiser, parts)
     tiling = Tiling(field, size, stride)
-    amplitude = tiling.amplitude(denoiser)
-    return tiling, found, amplitude, tiling.mean(denoiser, amplitude)
+    return tiling, found, tiling.shared(denoiser)
 
 
 def tile_size(shape: tuple[int, int], asked: int) -> int:

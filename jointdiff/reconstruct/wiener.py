@@ -34,9 +34,7 @@ class Wiener(Reconstructor):
 
     method = "wiener"
 
-    @property
-    def seamless(self) -> bool:
-        return not self.denoiser.levels
+    seamless = True
 
     def covariance(self, grid: Grid) -> Tensor:
         """Γ (H, W//2 + 1, C, C) on the grid."""
@@ -56,14 +54,15 @@ class Wiener(Reconstructor):
         error = float(posterior.error(posterior.mean))
         if error > CONVERGED:
             warnings.warn(f"{stream.name}: its Wiener mean is off by {error:.2f} standard deviations", stacklevel=2)
-        nuisances = nuisances_of(posterior, self.denoiser.levels)
-        mean = nuisances.sky(nuisances.mean[None])[0]
+        nuisances = nuisances_of(posterior, self.denoiser.levels, self.shared.belief if self.shared else None)
+        belief = nuisances.belief
+        mean = nuisances.sky(belief.mean[None])[0]
         samples, errors = [], []
         for numbers in chunks(count, CHUNK):
             scene = stream.white(numbers, grid, mean, "sky 0", len(mean))
             data = stream.data(numbers, observations, mean)
-            (white,) = stream.normal(numbers, [(nuisances.count,)], mean)
-            errors.append(nuisances.draw(white))
+            (white,) = stream.normal(numbers, [(belief.count,)], mean)
+            errors.append(belief.draw(white))
             samples.append(posterior.perturbed(scene, data) + nuisances.sky(errors[-1]) - posterior.mean)
         return Draws(torch.cat(samples), mean, offsets=nuisances.offsets(torch.cat(errors)))
 

@@ -13,6 +13,7 @@ from astropy.wcs import WCS
 from matplotlib.image import imread
 
 from jointdiff import cli
+from jointdiff.evaluate import exports
 from jointdiff.evaluate.exports import regions
 from jointdiff.evaluate.figures import colour_picture, rgb_bands
 from jointdiff.io.products import read_catalog, write_catalog
@@ -110,6 +111,21 @@ def test_the_picture_is_of_the_bands_that_were_observed_and_shows_a_red_source_r
     assert picture.shape == (30, 30, 3) and picture.dtype == np.uint8
     red, green, blue = picture[7, 10].astype(int)
     assert red > green > 0 and red > blue > 0 and not picture[0].any()
+
+
+def test_the_picture_of_a_large_field_is_binned_and_keeps_its_brightness(tmp_path, monkeypatch):
+    """A smooth field looks the same at half its size; what is left over of its sides is left out."""
+    monkeypatch.setattr(exports, "LARGEST", 40)
+    monkeypatch.setattr(exports, "ZOOM", 1)
+    y, x = np.mgrid[:73, :61]
+    light = np.exp(-((y - 30) ** 2 + (x - 40) ** 2) / 200)
+    mean = np.stack([light, 0.6 * light, 0.3 * light]).astype(np.float32)
+    exports.write_large_picture(tmp_path, "irg", "irg", iter(mean), 0.1)
+    small = (255 * imread(tmp_path / "rgb.png")[::-1, :, :3]).round()
+    assert small.shape[:2] == (36, 30)
+    whole = colour_picture("irg", ("i", "r", "g"), mean, 0.1)[: 2 * 36, : 2 * 30].astype(float)
+    halves = whole.reshape(36, 2, 30, 2, 3).mean((1, 3))
+    assert np.abs(small - halves).max() < 8 and halves.max() > 100
 
 
 def input_header(case: str) -> fits.Header:

@@ -8,9 +8,9 @@ import pytest
 
 # fmt: off
 ORDER = [
-    "errors", "settings", "seeds", "linear", "units", "survey", "sed", "correlation", "scene", "decimate", "forward",
-    "gaussian", "nuisances", "io", "simulate", "diffusion", "reconstruct", "measure", "evaluate", "training",
-    "run_folder", "build", "benchmark", "suites", "config", "archives", "cli", "__main__", "__init__",
+    "errors", "package", "settings", "seeds", "linear", "units", "survey", "sed", "correlation", "scene", "ondisk",
+    "decimate", "forward", "gaussian", "nuisances", "io", "simulate", "diffusion", "reconstruct", "measure", "evaluate",
+    "training", "run_folder", "build", "benchmark", "suites", "config", "archives", "cli", "__main__", "__init__",
 ]
 # fmt: on
 """From top to bottom; the package's own __init__ offers what all of them define, so it comes last."""

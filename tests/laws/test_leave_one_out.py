@@ -12,7 +12,7 @@ from jointdiff.evaluate.calibration import pull_width
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import apply, field, spectrum
 from jointdiff.io.scene_files import read_field
-from jointdiff.nuisances import Levels, modes_of
+from jointdiff.nuisances import Levels, deepest, modes_of
 from jointdiff.reconstruct.field import PaddedField
 from jointdiff.reconstruct.wiener import Wiener
 from jointdiff.scene import Grid
@@ -63,7 +63,7 @@ def sky_fields(levels: Levels) -> tuple[Wiener, list[PaddedField]]:
         ]
         frames = [o.to(torch.float32) for o in frames]
         model = ForwardModel(TORUS, BANDS, denoiser.target_fwhm, frames)
-        modes, _ = modes_of(model, frames, scene, levels)
+        modes, _ = modes_of(model, frames, scene, levels, deepest(frames))
         errors = torch.randn(len(modes[0]), generator=generator)
         noisy = [
             replace(o, image=image + torch.tensordot(errors, m, 1) + torch.randn(image.shape, generator=generator))

@@ -82,26 +82,26 @@ def test_the_joint_posterior_is_that_of_the_wider_noise(monkeypatch):
     grid, seen = uneven(torch.Generator().manual_seed(0))
     posterior = exact(seen, grid)
     found = nuisances_of(posterior, replace(LEVELS, zero_point=0.0, psf=0.0))
-    assert found.count == 1 + 3 + 3
+    assert found.belief.count == 1 + 3 + 3
     mean, covariance = dense(posterior, list(found.modes))
     deviation = covariance.diagonal().sqrt().view_as(mean)
-    assert ((found.sky(found.mean[None]) - mean) / deviation).abs().max() < 1e-5
+    assert ((found.sky(found.belief.mean[None]) - mean) / deviation).abs().max() < 1e-5
     plain, pull = dense(posterior, [0 * m for m in found.modes])[1], found.pull.flatten(1)
-    spread = plain + (pull.T @ found.root) @ (pull.T @ found.root).T
+    spread = plain + (pull.T @ found.belief.root) @ (pull.T @ found.belief.root).T
     scale = deviation.flatten()
     assert ((spread - covariance) / (scale * scale[:, None])).abs().max() < 1e-5
     assert (covariance.diagonal() / plain.diagonal()).max() > 1.3, "what is this for?"
     # Those left to their prior: given them, the others are as in images without them.
     both = nuisances_of(posterior, LEVELS)
     fixed = torch.where(both.learnt, 0.0, torch.randn(13, generator=torch.Generator().manual_seed(2)).double())
-    assert both.count == 13 and torch.equal(both.draw(fixed[None])[0, ~both.learnt], fixed[~both.learnt])
+    assert both.belief.count == 13 and torch.equal(both.belief.draw(fixed[None])[0, ~both.learnt], fixed[~both.learnt])
     with monkeypatch.context() as patch:  # the same M, which is that of the mean of the images as they were served
         patch.setattr(module, "modes_of", lambda *_: ([m[both.learnt] for m in both.modes], both.learnt[both.learnt]))
         again = nuisances_of(exact(both.corrected(fixed[None]), grid), LEVELS)
-    given = both.sky(both.draw(fixed[None]))
-    assert ((given - again.sky(again.mean[None])) / deviation).abs().max() < 1e-5
+    given = both.sky(both.belief.draw(fixed[None]))
+    assert ((given - again.sky(again.belief.mean[None])) / deviation).abs().max() < 1e-5
     seen[2].ivar.zero_()
-    assert nuisances_of(exact(seen, grid), LEVELS).count == 3 + 5
+    assert nuisances_of(exact(seen, grid), LEVELS).belief.count == 3 + 5
 
 
 def test_what_conjugate_gradients_leave_is_of_second_order(monkeypatch):
@@ -112,9 +112,9 @@ def test_what_conjugate_gradients_leave_is_of_second_order(monkeypatch):
     monkeypatch.setattr(module, "_ERROR", 1e-7)
     fine = nuisances_of(posterior, LEVELS)
     assert (rough.pull - fine.pull).norm() > 1e-3 * fine.pull.norm(), "solved exactly: what is this for?"
-    whitened = torch.linalg.solve(fine.root, rough.root)
+    whitened = torch.linalg.solve(fine.belief.root, rough.belief.root)
     assert torch.linalg.eigvalsh(whitened @ whitened.mT - torch.eye(13)).abs().max() < 0.1
-    assert torch.linalg.solve(fine.root, rough.mean - fine.mean).abs().max() < 0.2
+    assert torch.linalg.solve(fine.belief.root, rough.belief.mean - fine.belief.mean).abs().max() < 0.2
 
 
 def test_modes_are_the_derivatives_of_the_images():
@@ -206,7 +206,7 @@ def test_a_sample_is_one_of_images_without_its_errors(mode):
     left = moved.flatten(1) + (pull.T @ values).T
     deviation = plain.samples.std(0).flatten().double()
     assert (left / deviation).square().mean().sqrt() < 0.05  # the tolerance of μ₀ is 0.03
-    pulls = torch.linalg.solve(found.root.double(), values - found.mean.double()[:, None])
+    pulls = torch.linalg.solve(found.belief.root.double(), values - found.belief.mean.double()[:, None])
     assert pulls.square().mean() == pytest.approx(1, abs=4 * (2 / pulls.numel()) ** 0.5)
 
 
@@ -233,8 +233,9 @@ def test_an_alignment_is_counted_once():
     untold = [replace(o, position_told=False) for o in seen]
     posterior = exact(placed, amplitude=float(knowing(Levels()).double().condition(seen, TORUS).posterior.amplitude))
     found = nuisances_of(posterior, Levels(jitter=0.02))
-    error = PRIOR * found.root.square().sum(1).sqrt().view(2, 2)
+    error = PRIOR * found.belief.root.square().sum(1).sqrt().view(2, 2)
     assert found.learnt.all() and not nuisances_of(exact(untold), Levels(jitter=0.02)).learnt.any()
     ratio = (error / shifts.error[0, 1:]).log().mean().exp()
     assert ratio == pytest.approx(1, abs=0.1)  # expected for observed information; counted twice it would be 0.71
-    assert (PRIOR * found.mean.view(2, 2) / error).abs().max() < 0.3  # the fit stops within a fifth of its errors
+    place = PRIOR * found.belief.mean.view(2, 2)
+    assert (place / error).abs().max() < 0.3  # the fit stops within a fifth of its errors

@@ -1,5 +1,6 @@
 """Laws of tiles: they cover the field once, and what they say of a pixel is what one patch says."""
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import evidence_amplitude
 from jointdiff.measure.photometry import aperture_map, fluxes
+from jointdiff.nuisances import Levels, nuisances_of
 from jointdiff.reconstruct import align
 from jointdiff.reconstruct.align import PRIOR
-from jointdiff.reconstruct.base import NoiseStream, Shared
+from jointdiff.reconstruct.base import NoiseStream
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.field import PaddedField, pad_field
 from jointdiff.reconstruct.tiles import CONTEXT, TILE, WHOLE, Tile, Tiling, padded_crop, tile_size
@@ -19,6 +21,7 @@ from jointdiff.reconstruct.wiener import Wiener
 from jointdiff.scene import Grid, Observation
 from jointdiff.units import SIGMA_PER_FWHM
 from tests.denoisers import untrained
+from tests.laws.test_nuisances import LEVELS
 from tests.laws.test_reconstruct import PAIRS, _blank
 
 CORE = Grid.centred((96, 36), 0.1)
@@ -50,12 +53,9 @@ def field(observed=lambda o: o) -> PaddedField:
 def reconstructed(method, seen: PaddedField, count: int = SAMPLES) -> tuple[torch.Tensor, torch.Tensor, Tiling]:
     """Samples (S, C, H, W) on the padded grid: in tiles, and in one patch with the same amplitude and Gaussian mean."""
     tiling, stream = Tiling(seen, SIZE, STRIDE), NoiseStream(2, "a")
-    amplitude = tiling.amplitude(method.denoiser)
-    mean = tiling.mean(method.denoiser, amplitude)
-    tiled = torch.zeros(count, 3, *seen.grid.shape)
-    for tile in tiling.tiles:
-        tiled[..., *tile.within(0, 0)] = tiling.sample(method, tile, count, stream, amplitude, mean).samples
-    one = method.sharing(Shared(amplitude, tiling.weights, mean))
+    shared = tiling.shared(method.denoiser)
+    tiled = tiling.sample_all(method, count, stream, shared).samples
+    one = method.sharing(shared)
     return tiled, one.sample(seen.observations, seen.grid, count, stream).samples, tiling
 
 
@@ -89,11 +89,29 @@ def test_which_fields_are_cut():
     assert tile_size((100, 201), 200) == 200
 
 
-@pytest.mark.parametrize("method", [Wiener(untrained(PAIRS)), Diffusion(untrained(PAIRS, seed=3), 4)])
+def uncertain(method, levels=LEVELS):
+    """The same method, of a denoiser that knows of errors of the observations."""
+    method.denoiser = copy(method.denoiser)
+    method.denoiser.levels = levels
+    return method
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Wiener(untrained(PAIRS)),
+        Diffusion(untrained(PAIRS, seed=3), 4),
+        uncertain(Wiener(untrained(PAIRS))),
+        uncertain(Diffusion(untrained(PAIRS, seed=3), 4)),
+        uncertain(Diffusion(untrained(PAIRS, seed=3), 4), Levels(sky=1.0)),
+    ],
+    ids=["wiener", "diffusion", "wiener, errors", "diffusion, errors", "diffusion, sky level"],
+)
 def test_a_source_on_a_seam_has_the_flux_and_the_error_of_one_patch(method):
     """In each sample, within 0.06 of the posterior deviation: solvers stop 0.01 deviations (Wiener) or one blended
     mean (diffusion) from the answer, and CONTEXT leaves less. Blending independent samples would halve the variance;
-    here tiles have the scatter of the patch within 3 %."""
+    here tiles have the scatter of the patch within 3 %. Errors of the observations are drawn for the field: a level of
+    sky of its own in each tile would move fluxes by deviations."""
     tiled, one, tiling = reconstructed(method, field())
     seam = tiling.tiles[0].rows.stop
     top, left = tiling.field.corner
@@ -104,6 +122,22 @@ def test_a_source_on_a_seam_has_the_flux_and_the_error_of_one_patch(method):
     deviation = theirs.std(0)
     assert ((ours - theirs).abs() / deviation).max() < 0.06
     torch.testing.assert_close(ours.std(0), deviation, rtol=0.03, atol=0)
+
+
+def test_tiles_believe_of_the_observations_what_the_field_does():
+    """Their skies count as independent, and M is that of their own means: deviations within 5 %, the mean of levels and
+    positions within 0.3 of them; what is left to its prior stays there."""
+    seen, denoiser = field(), uncertain(Wiener(untrained(PAIRS))).denoiser
+    tiling = Tiling(seen, SIZE, STRIDE)
+    amplitude = tiling.amplitude(denoiser)
+    found = tiling.belief(denoiser, amplitude)
+    whole = nuisances_of(denoiser.condition(seen.observations, seen.grid, amplitude).posterior, denoiser.levels)
+    assert found is not None and found.count == 13
+    torch.testing.assert_close(found.noise, whole.belief.noise)
+    ours, theirs = (b.root.square().sum(1).sqrt() for b in (found, whole.belief))
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0)
+    assert ((found.mean - whole.belief.mean) / theirs).abs().max() < 0.3
+    assert not found.mean[~whole.learnt].any() and theirs[whole.learnt].max() < 0.95
 
 
 def test_nothing_is_seen_of_a_seam_in_pixels():
@@ -122,6 +156,7 @@ def test_the_amplitude_of_tiles_is_that_of_the_field():
     model, gamma = denoiser.forward_model(seen.observations, seen.grid), denoiser.prior.on(seen.grid)
     whole = float(evidence_amplitude(model, seen.observations, gamma))
     assert float(Tiling(seen, SIZE, STRIDE).amplitude(denoiser)) == pytest.approx(whole, rel=0.15)
+    assert float(Tiling(seen, SIZE, STRIDE).shared(denoiser).amplitude) == pytest.approx(whole, rel=1e-4)
     alone = Tiling(seen, 1000, STRIDE)
     assert len(alone) == 1
     assert float(alone.amplitude(denoiser)) == pytest.approx(whole, rel=1e-4)
@@ -142,14 +177,14 @@ def test_a_tile_without_a_band_or_without_any_data(lost):
     seen = field(masked)
     method = Diffusion(untrained(PAIRS, seed=3), 4)
     tiling = Tiling(seen, 24, STRIDE)
-    amplitude = tiling.amplitude(method.denoiser)
-    mean = tiling.mean(method.denoiser, amplitude)
-    assert torch.isfinite(mean).all()
+    shared = tiling.shared(method.denoiser)
+    assert torch.isfinite(shared.mean).all()
     stream, skies = NoiseStream(0, "a"), []
     for hidden in (masked, lambda o: replace(masked(o), image=1e6 * (masked(o).ivar == 0) + masked(o).image)):
         dark = Tiling(field(hidden), 24, STRIDE)
         tile = next(tile for tile in dark.tiles if tile.place == (1, 1))  # whose own rows are all masked
-        skies.append(dark.sample(method, tile, 2, stream, amplitude, mean).samples)
+        own = replace(shared, mean=padded_crop(shared.mean, dark.view(tile).torus))
+        skies.append(dark.sample(method, tile, 2, stream, own).samples)
     assert torch.isfinite(skies[0]).all()
     torch.testing.assert_close(skies[1], skies[0])  # what is masked tells nothing
 
