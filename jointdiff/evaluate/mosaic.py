@@ -248,7 +248,7 @@ class MosaicJob(FieldJob):
     def _draw_middle(self, store: TileStore, folder: Path) -> None:
         """The figure of the tile in the middle of the field: of all of it, nothing could be seen."""
         tiling, denoiser, field = self._tiling, self._reconstructor.denoiser, self.padded
-        tile = tiling.tiles[len(tiling) // 2]
+        tile = next(tile for tile in tiling.tiles if tile.holds(*(side // 2 for side in field.grid.shape)))
         view = tiling.around(tile)
         seen, cut = view.field.observations, view.field.crop
         mean, std, samples = (store.read(cube, view.torus) for cube in ("mean", "std", "samples"))

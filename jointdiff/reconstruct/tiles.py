@@ -60,6 +60,9 @@ class Tile:
     def spans(self) -> tuple[range, range]:
         return self.rows, self.columns
 
+    def holds(self, y: int, x: int) -> bool:
+        return y in self.rows and x in self.columns
+
     def grown(self, reach: int, shape: tuple[int, int]) -> "Tile":
         """This tile and ``reach`` pixels around it, but none outside an image of this shape."""
         spans = (range(max(s.start - reach, 0), min(s.stop + reach, n)) for s, n in zip(self.spans, shape, strict=True))
