@@ -132,14 +132,14 @@ def measure_errors(trials: Validation, denoiser: Denoiser, progress: bool = Fals
     for trial in track(trials.trials, "calibrating", disable=not progress):
         stream = NoiseStream(trials.seed, f"calibration {trial.name}")
         draws = method.sample(trial.observations, trials.grid, trials.samples, stream)
-        scale = trials.grid.scale
-        segments = find_sources(draws.samples, draws.mean, names, scale=scale)
+        scale, fwhm = trials.grid.scale, denoiser.target_fwhm
+        segments = find_sources(draws.samples, draws.mean, names, target_fwhm=fwhm, scale=scale)
         sizes = scale * half_light_radius(shape_image(draws.mean[None], names), segments)[0]
-        table = measure(draws.samples, names, trial.name, scale, draws.mean, segments=segments)
+        table = measure(draws.samples, names, trial.name, scale, draws.mean, segments=segments, target_fwhm=fwhm)
         true = measure_images(trial.truth[None], names, segments, sizes, scale, aperture)
         truth = {f"flux_{name}": true.segment[0, :, band] for band, name in enumerate(names)}
         truth |= {f"aper_flux_{name}": true.aperture[0, :, band] for band, name in enumerate(names)}
-        gauss = gaussian_fluxes(trial.truth[None], segments, scale)[0]
+        gauss = gaussian_fluxes(trial.truth[None], segments, scale, fwhm)[0]
         truth |= {f"gauss_flux_{name}": gauss[:, band] for band, name in enumerate(names)}
         truth |= {"r50": true.r50[0], "e1": true.shape[0, :, 0], "e2": true.shape[0, :, 1]}
         for column, error, *_ in quantities(names):
@@ -186,7 +186,7 @@ def compare_modes(trials: Validation, denoiser: Denoiser, progress: bool = False
             method.sample(trial.observations, trials.grid, count, stream).samples
             for method, count in zip(methods, MODE_SAMPLES, strict=True)
         )
-        segments = find_sources(ours, ours.mean(0), names, scale=scale)
+        segments = find_sources(ours, ours.mean(0), names, target_fwhm=denoiser.target_fwhm, scale=scale)
         circles = aperture_map(segments.x, segments.y, MeasureSettings().aperture / scale, segments.labels.shape)
         found.append(disagreement(*(fluxes(samples.cpu(), circles).numpy() for samples in (ours, other))))
     return found

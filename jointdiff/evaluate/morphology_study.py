@@ -77,12 +77,14 @@ def scene_rows(denoiser: Denoiser, trials: Validation, trial: Trial) -> list[Row
     method = Diffusion(denoiser, trials.evaluations)
     estimates = {METHOD: trials.estimate(method, trial), REFERENCE: trials.reference(denoiser, trial)}
     base = estimates[REFERENCE]
-    segments = find_sources(base.samples, base.mean, names, trials.weight, scale=scale)
+    fwhm = denoiser.target_fwhm
+    segments = find_sources(base.samples, base.mean, names, trials.weight, target_fwhm=fwhm, scale=scale)
     if not len(segments):
         return []
-    sources = measure_scenes([ScoredScene(trial.name, trial.truth, estimates, trials.weight)], names, scale)
+    scene = ScoredScene(trial.name, trial.truth, estimates, trials.weight, target_fwhm=fwhm)
+    sources = measure_scenes([scene], names, scale)
     snr = sources.snr[:, names.index("VIS")]
-    layout = (segments, snr >= MIN_SNR, denoiser.target_fwhm, scale)
+    layout = (segments, snr >= MIN_SNR, fwhm, scale)
 
     def values(images, measured) -> tuple[np.ndarray, np.ndarray]:
         """(S, K, 8) of QUANTITIES and what is flagged."""

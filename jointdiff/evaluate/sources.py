@@ -21,6 +21,7 @@ from jointdiff.measure.detection import DetectionSettings, Segments
 from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.measure.shapes import half_light_radius
 from jointdiff.reconstruct.base import misfits
+from jointdiff.scene import DEFAULT_TARGET_FWHM
 
 REFERENCE = "wiener"
 ORACLE = "oracle"
@@ -49,7 +50,7 @@ class ScoredScene:
     """A scene of known truth (C, H, W) and each method's estimate of it.
 
     weight: (H, W), zero outside the scored core, whose border cuts sources; None for a torus seen whole. data: its
-    observations, for residuals.
+    observations, for residuals. target_fwhm: arcsec, of the truth and the estimates.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ScoredScene:
     estimates: Mapping[str, Estimate]
     weight: np.ndarray | None = None
     data: Data | None = None
+    target_fwhm: float = DEFAULT_TARGET_FWHM
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def measure_scenes(
     for scene in scenes:
         if reference not in scene.estimates:
             raise InputError(f"{scene.name}: no estimate by the reference method {reference}")
-        places = find(scene.estimates[reference], names, scene.weight, scale, detection)
+        base = scene.estimates[reference]
+        places = find(base, names, scene.weight, scale, detection, scene.target_fwhm)
         measured = {"": measure_estimate(Estimate(scene.truth[None], scene.truth), scene, names, places, scale)}
         for method, estimate in scene.estimates.items():
             measured[method] = measure_estimate(estimate, scene, names, places, scale, (scales or {}).get(method))
@@ -156,9 +159,10 @@ def find(
     weight: np.ndarray | None = None,
     scale: float = 0.1,
     detection: DetectionSettings | None = None,
+    target_fwhm: float = DEFAULT_TARGET_FWHM,
 ) -> Places:
-    """The sources of one scene, on what the reference says of it. weight: as in ScoredScene."""
-    segments = find_sources(base.samples, base.mean, names, weight, detection, scale=scale)
+    """The sources of one scene, on what the reference says of it. weight, target_fwhm: as in ScoredScene."""
+    segments = find_sources(base.samples, base.mean, names, weight, detection, target_fwhm, scale)
     sizes = scale * half_light_radius(shape_image(base.mean[None], names), segments)[0]
     return Places(segments, sizes, _at_edge(segments, weight, WIDE_APERTURE / scale))
 

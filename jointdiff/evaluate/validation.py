@@ -121,6 +121,7 @@ class Validation:
                     scale,
                     weight=self.weight,
                     data=scene.data,
+                    target_fwhm=denoiser.target_fwhm,
                     calibration=calibration,
                 )
             )
@@ -147,7 +148,7 @@ class Validation:
             data = Data.of(model, trial.observations, denoiser.bands)
             estimates = {METHOD: ours, Wiener.method: reference}
             estimates |= {name: self._baseline(name, denoiser, trial) for name in self.baselines}
-            scenes.append(ScoredScene(trial.name, trial.truth, estimates, self.weight, data))
+            scenes.append(ScoredScene(trial.name, trial.truth, estimates, self.weight, data, denoiser.target_fwhm))
         return scenes
 
     def reference(self, denoiser: Denoiser, trial: Trial) -> Estimate:
@@ -166,7 +167,8 @@ class Validation:
         if name != ORACLE:
             return self.estimate(method_of(name, denoiser), trial)
         base, names = self.reference(denoiser, trial), [band.name for band in denoiser.bands]
-        found = find_sources(base.samples, base.mean, names, self.weight, scale=self.grid.scale)
+        fwhm, scale = denoiser.target_fwhm, self.grid.scale
+        found = find_sources(base.samples, base.mean, names, self.weight, target_fwhm=fwhm, scale=scale)
         model = denoiser.forward_model(trial.observations, self.grid)
         stream = NoiseStream(self.seed, trial.name)
         return oracle(trial.truth, found, model, trial.observations, self.samples, stream)

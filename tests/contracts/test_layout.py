@@ -21,6 +21,9 @@ SLOW = {"galsim", "speclite", "surveycodex", "matplotlib", "sep", "statmorph"}
 FORBIDDEN_MODULES = {"torchvision", "pickle", "cPickle", "dill", "cloudpickle", "joblib", "matplotlib.pyplot", "pylab"}
 FORBIDDEN_CALLS = {"torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec"}
 
+AT_TARGET = {"find_sources": 6, "measure": 11, "gaussian_fluxes": 4, "find": 6, "ScoredScene": 6}
+"""What is measured at a target PSF, whose default is the demo's, and how many positional arguments hold it."""
+
 PACKAGE = Path(__file__).parents[2] / "jointdiff"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_FILE_LINES = 350
@@ -145,6 +148,19 @@ def test_slow_libraries_are_imported_late(path):
     top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {name.split(".")[0] for node in top for name in imports(node, ["jointdiff"])}
     assert not names & SLOW
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_everything_is_measured_at_the_target_psf_of_its_own_denoiser(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    named = [(node, node.func.id) for node in calls if isinstance(node.func, ast.Name) and node.func.id in AT_TARGET]
+    told = {"target_fwhm", None}  # None: **options
+    forgotten = [
+        (name, node.lineno)
+        for node, name in named
+        if len(node.args) < AT_TARGET[name] and not told & {keyword.arg for keyword in node.keywords}
+    ]
+    assert forgotten == []
 
 
 def test_scripts_are_thin():

@@ -55,9 +55,10 @@ class Examiner:
         """What the method says of one scene. places: where its sources are; None for the reference, which tells."""
         names, scale = [band.name for band in self.denoiser.bands], self.grid.scale
         estimate, cost = self._timed(trial, places)
-        places = places or find(estimate, names, scale=scale)
+        places = places or find(estimate, names, scale=scale, target_fwhm=self.denoiser.target_fwhm)
         model = self.denoiser.forward_model(trial.observations, self.grid)
-        scene = ScoredScene(trial.name, trial.truth, {}, data=Data.of(model, trial.observations, self.denoiser.bands))
+        data = Data.of(model, trial.observations, self.denoiser.bands)
+        scene = ScoredScene(trial.name, trial.truth, {}, data=data, target_fwhm=self.denoiser.target_fwhm)
         truth = measure_estimate(Estimate(trial.truth[None], trial.truth), scene, names, places, scale)
         measured = measure_estimate(estimate, scene, names, places, scale, self.errors)
         sky, true = estimate.mean.cpu().numpy(), trial.truth.cpu().numpy()
