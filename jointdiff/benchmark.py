@@ -4,7 +4,6 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 """
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -280,8 +279,13 @@ def worker_count(settings: BenchmarkConfig) -> int:
     return settings.workers or available_cores()
 
 
-def run(config: Config, settings: BenchmarkConfig, names: Sequence[str], folder: Path, key: str, about: dict):
-    """The Outcome of the benchmark of a run's model; what its processes leave is kept in ``folder``."""
+def run(
+    config: Config, settings: BenchmarkConfig, names: Sequence[str], folder: Path, key: str, about: dict, command: str
+):
+    """The Outcome of the benchmark of a run's model; what its processes leave is kept in ``folder``.
+
+    about, command: what it was made with, and by which command, for the report.
+    """
     from jointdiff.evaluate.benchmark.processes import run_tasks
     from jointdiff.evaluate.benchmark.record import read_records
     from jointdiff.evaluate.benchmark.study import study
@@ -299,16 +303,8 @@ def run(config: Config, settings: BenchmarkConfig, names: Sequence[str], folder:
             assert held is not None, f"{task.path(lot)} was just made"
             records[task.method] |= {record.scene: record for record in held}
     made = {**about, **{name: value for name, value in vars(settings).items() if name != "workers"}}
-    sizes = (names, config.scene.pixel_scale, config.seed, made, command(config, settings))
+    sizes = (names, config.scene.pixel_scale, config.seed, made, command)
     return study(records, subsets(settings), groups(settings), growth, *sizes)
-
-
-def command(config: Config, settings: BenchmarkConfig) -> str:
-    """What makes the same benchmark of the same run."""
-    usual = vars(BenchmarkConfig())
-    changed = {name: value for name, value in vars(settings).items() if value != usual[name] and name != "workers"}
-    options = [f"--benchmark.{name} {shlex.quote(json.dumps(value))}" for name, value in changed.items()]
-    return " ".join(["python scripts/evaluate.py --config configs/benchmark.yaml --run", config.run, *options])
 
 
 def subsets(settings: BenchmarkConfig) -> list:

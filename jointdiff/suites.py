@@ -3,6 +3,7 @@
 Only the standard library is imported at the top: ``--help`` must not wait for torch.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Literal
 from jointdiff import benchmark, build
 from jointdiff.benchmark import BenchmarkConfig
 from jointdiff.errors import InputError
-from jointdiff.run_folder import length_of
+from jointdiff.run_folder import flat, length_of
 from jointdiff.settings import Config, require
 
 Suite = Literal["scoreboard", "solver", "blank", "outside", "shift", "morphology", "length", "benchmark"]
@@ -166,16 +167,16 @@ def _trained(config: Config, run: Path, first):
 
     Raises InputError for another Γ, which is that of the library, than that of the denoiser ``first``.
     """
-    import torch
-
     from jointdiff.evaluate.length_study import Trained
     from jointdiff.measure.conformal import read_calibration
     from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
 
     model = run / "model"
     denoiser, weights, old = load_denoiser(model), fingerprint(model), read_calibration(model)
-    largest = float(first.covariances.abs().max())
-    if not torch.allclose(denoiser.covariances, first.covariances, rtol=0, atol=1e-3 * largest):
+    usual = first.covariances
+    deviation = usual.diagonal(dim1=-2, dim2=-1).sqrt()  # at each wavenumber: Γ falls by orders of magnitude
+    close = 1e-3 * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
+    if bool(((denoiser.covariances - usual).abs() > close).any()):
         raise InputError(f"runs: Γ is not that of {config.run}, so it is of another library ({run})")
     calibrate = partial(build.calibration, config, denoiser, weights, old, progress=True)
     key = f"run={weights}  calibration={config.calibration.scenes}x{config.calibration.samples}"
@@ -191,7 +192,18 @@ def _benchmark(config, denoiser, kept):
         if name not in (METHOD, ORACLE):
             method_of(name, denoiser)  # one that is not installed is told before hours are spent on the others
     about = {"run": config.run, "made with": kept.key}
-    return benchmark.run(config, settings, names, kept.folder, kept.key, about)
+    return benchmark.run(config, settings, names, kept.folder, kept.key, about, benchmark_command(config))
+
+
+def benchmark_command(config: EvaluateConfig) -> str:
+    """What makes the same benchmark: every setting that differs from those of configs/benchmark.yaml, which are the
+    defaults, but for the number of processes."""
+    free = frozenset(["run", "benchmark.workers", "library.workers", "resume"])
+    own, usual = (flat(asdict(c), free) for c in (config, EvaluateConfig(suite="benchmark")))
+    changed = [f"--{name} {shlex.quote(str(value))}" for name, value in own.items() if value != usual.get(name)]
+    return " ".join(
+        ["python scripts/evaluate.py --config configs/benchmark.yaml --run", shlex.quote(config.run), *changed]
+    )
 
 
 SUITES = {

@@ -1,5 +1,6 @@
 """The command line: typed YAML, dotted overrides, and one line for every mistake."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
-from jointdiff import cli, config
+from jointdiff import cli, config, suites
 from jointdiff.config import Config, ReconstructConfig
 from jointdiff.errors import InputError
 
@@ -254,3 +255,32 @@ def test_accelerate_reads_its_configs(name, repository):
     assert loaded.use_cpu == (name == "cpu")
     assert loaded.mixed_precision == "no"
     assert (loaded.num_machines > 1) == (name == "multi_node")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "--run runs/demo"),
+        (["--sampling.evaluations", "16"], "--run runs/demo --sampling.evaluations 16"),
+        (
+            ["--run", "my runs/a", "--benchmark.slow", "[dps]", "--benchmark.workers", "3"],
+            "--run 'my runs/a' --benchmark.slow",
+        ),
+        (
+            ["--scene.jitter", "0.02", "--filters.g", "lsst-g", "--seed", "4"],
+            "--seed 4 --filters.g lsst-g --scene.jitter",
+        ),
+    ],
+)
+def test_the_benchmark_tells_a_command_that_makes_it_again(options, told, repository, monkeypatch):
+    """Whatever was changed; configs/benchmark.yaml itself is the defaults, so that --config is all that it takes."""
+    monkeypatch.chdir(repository)
+    made = cli.parse("evaluate", ["--config", "configs/benchmark.yaml", *options])
+    if not options:
+        assert made == suites.EvaluateConfig(suite="benchmark")
+    command = suites.benchmark_command(made)
+    assert told in command
+    python, script, *again = shlex.split(command)
+    assert (python, script) == ("python", "scripts/evaluate.py")
+    workers = replace(made.benchmark, workers=0)
+    assert cli.parse("evaluate", again) == replace(made, benchmark=workers)

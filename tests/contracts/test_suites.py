@@ -136,8 +136,8 @@ def lengths(run, tmp_path_factory) -> list[Path]:
     return folders
 
 
-def untrained_with(seed: int, scale: float = 1.0) -> Denoiser:
-    """A network that says something of its own. scale: of Γ."""
+def untrained_with(seed: int, scale: float | torch.Tensor = 1.0) -> Denoiser:
+    """A network that says something of its own. scale: of Γ (K, C, C)."""
     prior = galaxy_prior(len(DEMO_BANDS))
     denoiser = Denoiser(DEMO_BANDS, 0.1, 0.2, len(prior.wavenumbers), (16, 16), 1)
     denoiser.set_prior(replace(prior, covariances=scale * prior.covariances))
@@ -175,6 +175,14 @@ def _of_another_prior(folder: Path) -> None:
     save_denoiser(untrained_with(1, scale=1.1), folder / "model")
 
 
+def _of_another_prior_of_small_scales(folder: Path) -> None:
+    """Where Γ is below a thousandth of its largest value."""
+    knots = len(galaxy_prior(len(DEMO_BANDS)).wavenumbers)
+    save_denoiser(
+        untrained_with(1, scale=torch.linspace(0, 1, knots).gt(0.7).view(-1, 1, 1) * 0.1 + 1), folder / "model"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "spoil", "told"),
     [
@@ -184,6 +192,7 @@ def _of_another_prior(folder: Path) -> None:
         (["--training.steps", "8"], None, "of 8 steps, expected one run of each length"),
         ([], _unfinished, "step_00000003 of 12 steps, expected a finished run"),
         ([], _of_another_prior, "Γ is not that of"),
+        ([], _of_another_prior_of_small_scales, "Γ is not that of"),
     ],
 )
 def test_runs_that_are_not_of_one_curve_are_refused(options, spoil, told, lengths, tmp_path, capsys):

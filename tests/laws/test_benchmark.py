@@ -12,12 +12,21 @@ import torch
 from jointdiff.benchmark import BenchmarkConfig, lots, pictured, subsets, tasks
 from jointdiff.errors import InputError
 from jointdiff.evaluate.benchmark.examine import ANNULI, spectra
-from jointdiff.evaluate.benchmark.growth import _taken
+from jointdiff.evaluate.benchmark.growth import _taken, grow
 from jointdiff.evaluate.benchmark.record import Cost, Record, has_records, read_records, write_records
 from jointdiff.evaluate.benchmark.report import markdown, page, summary, verdicts
 from jointdiff.evaluate.benchmark.standing import standings
-from jointdiff.evaluate.benchmark.table import BEHIND, COMMON, Subset, cost_rows, growth_rows, rows, without_one
-from jointdiff.evaluate.scores import Statistic
+from jointdiff.evaluate.benchmark.table import (
+    BEHIND,
+    COMMON,
+    Subset,
+    cost_rows,
+    growth_rows,
+    mean_errors,
+    rows,
+    without_one,
+)
+from jointdiff.evaluate.scores import SCALED, Statistic
 from jointdiff.evaluate.sources import Estimate, ScoredScene, find, measure_estimate
 from jointdiff.evaluate.suite import ALL
 from jointdiff.evaluate.validation import METHOD, method_of
@@ -25,6 +34,7 @@ from jointdiff.forward import ForwardModel
 from jointdiff.reconstruct.base import NoiseStream
 from jointdiff.reconstruct.posterior_sampling import DPS
 from jointdiff.reconstruct.scarlet import Torus
+from jointdiff.reconstruct.starlet import Starlet
 from jointdiff.settings import Config
 from tests.denoisers import untrained
 from tests.oracles import BANDS, TORUS, blank_survey, draw
@@ -147,10 +157,45 @@ def test_a_method_of_more_noise_is_behind_and_is_said_to_be():
     told = "\n".join(verdicts(found))
     assert "or less, of smaller CRPS, mean of the bands: wiener." in told
     assert re.search(r"Of the (\d+) in CRPS our mean is the worse one in \1; in 0 it is not", told)
-    # Of honest posteriors the mean is off by as much more as there is more noise: 60/10, here of 8 samples' mean.
-    theirs, ours = worst.before[0].causes["mean_error_relative"]
-    assert ours / theirs == pytest.approx(6, rel=0.3) and worst.before[0].scenes == 12
+    # Of honest posteriors the mean is off by as much more as there is more noise: 60/10.
+    every_band = [s for s in standings(found) if s.score == "crps_relative" and s.place.everywhere]
+    pairs = [s.before[0].causes["mean_error_relative"] for s in every_band]
+    sources = sum(s.before[0].sources for s in every_band)
+    # A mean of n moduli of normal errors is known to 0.756/√n, their ratio to √2 times that.
+    ratio = np.exp(np.mean([np.log(ours / theirs) for theirs, ours in pairs]))
+    assert len(pairs) == 3 and ratio == pytest.approx(6, rel=3 * 0.756 * math.sqrt(2 / sources))
+    assert worst.before[0].scenes == 12
     assert -math.inf < worst.before[0].without < 0, "no one scene makes it"
+
+
+@pytest.mark.parametrize("count", [2, 4, 15])
+def test_the_error_of_a_mean_does_not_depend_on_the_number_of_its_samples(count):
+    """Truth and samples of one posterior; an exact mean, too, is as far off as a mean of many samples would be."""
+    rng = np.random.default_rng(count)
+    truth, samples = rng.normal(size=40_000), rng.normal(size=(count, 40_000))
+    for point in (samples.mean(0), np.zeros_like(truth)):
+        # The mean modulus of n normal errors: √(2/π), known to 0.6/√n.
+        found = mean_errors(point, samples, truth).mean()
+        assert found == pytest.approx(math.sqrt(2 / math.pi), abs=3 * 0.6 / math.sqrt(40_000))
+
+
+def test_scaled_coverage_is_explained_by_scaled_pulls():
+    """Samples of a third of the spread, scaled by 1.5: behind in coverage, by the pulls that are then left."""
+    records = _records({METHOD: 20.0, "wiener": 20.0})
+    for scene, record in records[METHOD].items():
+        own = record.measured
+        mean = own.samples.mean(0)
+        narrow = replace(own, samples=mean + (own.samples - mean) / 3, stretch=np.full(own.point.shape, 1.5))
+        records[METHOD][scene] = replace(record, measured=narrow)
+    found = rows(records, Subset(ALL, list(records[METHOD]), list(records), bins=True), NAMES, 0)
+    widths = {(row["band"], row["score"]): row["value"] for row in found
+              if row["method"] == METHOD and row["score"].startswith("pull_width") and math.isinf(row["snr_low"])
+              and math.isinf(row["snr_high"])}  # fmt: skip
+    judged = {(s.score, s.place.band): s.rivals[0] for s in standings(found) if s.place.everywhere}
+    for band in NAMES:
+        raw, scaled = (judged["coverage_error" + end, band].causes["pull_width"][1] for end in ("", SCALED))
+        assert (raw, scaled) == (widths[band, "pull_width"], widths[band, "pull_width" + SCALED])
+        assert raw == pytest.approx(1.5 * scaled)
 
 
 def test_a_difference_that_one_scene_makes_vanishes_without_it():
@@ -167,11 +212,29 @@ def test_all_steps_are_foretold_from_the_time_of_few():
     used.evaluations = 1000
     told = _taken(used, lambda: 3 + 0.5 * used.evaluations)
     assert told == {"seconds": pytest.approx(503), "steps": 1000, "timed": 8} and used.evaluations == 1000
+    times = iter([3.0, 2.0])
+    assert math.isnan(_taken(used, lambda: next(times))["seconds"]), "more steps in less time tell nothing of a step"
     used.evaluations = 6
     assert _taken(used, lambda: 3 + 0.5 * used.evaluations) == {"seconds": 6, "steps": 0, "timed": 0}
+    sparse = object.__new__(Starlet)
+    sparse.iterations, sparse.rounds = 400, 2
+    told_sparse = _taken(sparse, lambda: 1 + 0.01 * sparse.iterations * sparse.rounds)
+    assert told_sparse == {"seconds": pytest.approx(9), "steps": 800, "timed": 80}
     one, other = growth_rows([{"method": "dps", "kind": "size", "at": 64.0} | t for t in (told, told | {"timed": 0})])
     assert (one["score"], one["n"]) == ("seconds_at_size_64_extrapolated", 8)
     assert (other["score"], other["n"]) == ("seconds_at_size_64", 0)
+
+
+def test_no_row_of_growth_is_lost_to_the_warming_up():
+    """Nor of a method that takes no scene of fewer bands."""
+    _, observations = draw(blank_survey(1), (1.0,), 0)
+    scene = [o.to(torch.float32) for o in observations]
+    denoiser = untrained([(band.name, band.filter) for band in BANDS])
+    sides = {16: (TORUS, scene[:2]), 32: (TORUS, scene)}
+    expected = {"wiener": [16, 32, 1, 2, 3, 1, 4, 8], "richardson-lucy": [32, 3, 1, 4, 8]}
+    for method, at in expected.items():
+        found = grow(method, denoiser, sides, 32, 4)
+        assert [row["at"] for row in found] == at and all(row["seconds"] > 0 for row in found)
 
 
 def test_differences_are_antisymmetric_and_vanish_between_equals():

@@ -5,6 +5,7 @@ matplotlib's Figure alone, no pyplot: nothing global.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -278,7 +279,7 @@ def growth(rows: Sequence[Row]) -> Figure:
     for axes, (kind, label) in zip(grid[0], labels.items(), strict=True):
         for method in dict.fromkeys(row["method"] for row in rows):
             rest = [row for row in rows if row["method"] == method and row["kind"] == kind]
-            if own := sorted((row["at"], row["seconds"]) for row in rest):
+            if own := sorted((row["at"], row["seconds"]) for row in rest if math.isfinite(row["seconds"])):
                 filled = {"mfc": "white"} if rest[0]["timed"] else {}
                 axes.plot(*zip(*own, strict=True), marker="o", ms=4, label=method, **filled, **line(method))
         axes.set_xlabel(label)

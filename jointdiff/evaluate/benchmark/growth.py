@@ -1,5 +1,6 @@
 """How the cost of a scene grows with its size, the bands that were observed, and the samples that are drawn."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,7 +21,8 @@ TIMED: Mapping[type, tuple[str, int]] = {
 }
 """Of methods whose steps cost alike: what their number is called, and how few are timed, and again twice as many.
 
-All n steps then take t(few) + (n/few − 1) (t(2 few) − t(few)): what comes before the first step counts once.
+All n steps then take t(few) + (n/few − 1) (t(2 few) − t(few)): what comes before the first step counts once. Where
+there are rounds each is of so many.
 scarlet2 is not of them: most of its time is compiling, and all of its steps take no longer than the two timings would.
 """
 
@@ -44,32 +46,42 @@ def grow(
     Elsewhere two samples are drawn; a method that needs every band has no rows of fewer.
     """
     used = Diffusion(denoiser, evaluations) if method == METHOD else method_of(method, denoiser)
-    rows: list[Row] = []
-    first, *others = _cases(scenes, usual)
-    for kind, at, (grid, observations), count in (first, first, *others):  # twice: what is made only once is made then
-        try:
-            used.check(observations, "growth")
-        except InputError:
-            continue
-        told = _taken(used, partial(_seconds, used, observations, grid, count))
-        rows.append({"kind": kind, "at": float(at)} | told)
-    return rows[1:]
+    cases = [
+        ({"kind": kind, "at": float(at)}, partial(_seconds, used, observations, grid, count))
+        for kind, at, (grid, observations), count in _cases(scenes, usual)
+        if _takes(used, observations)
+    ]
+    for _, seconds in cases[:1]:
+        _taken(used, seconds)  # what is made only once is made now
+    return [told | _taken(used, seconds) for told, seconds in cases]
+
+
+def _takes(used: Reconstructor, observations: Sequence[Observation]) -> bool:
+    try:
+        used.check(observations, "growth")
+    except InputError:
+        return False
+    return True
 
 
 def _taken(used: Reconstructor, seconds: Callable[[], float]) -> dict[str, float]:
-    """The time of all steps, and how many of them were timed. seconds: what ``used`` takes as it is."""
+    """The time of all steps, and how many of them were timed. seconds: what ``used`` takes as it is.
+
+    NaN where twice as many steps took less time than few: then the timings say nothing of a step.
+    """
     few = next((told for kind, told in TIMED.items() if isinstance(used, kind)), None)
     steps = getattr(used, few[0]) if few else 0
     if few is None or steps <= 2 * few[1]:
         return {"seconds": seconds(), "steps": 0.0, "timed": 0.0}
     name, count = few
-    taken = []
+    rounds, taken = getattr(used, "rounds", 1), []
     for number in (count, 2 * count):
         setattr(used, name, number)
         taken.append(seconds())
     setattr(used, name, steps)
-    every = taken[0] + (steps / count - 1) * max(taken[1] - taken[0], 0.0)
-    return {"seconds": every, "steps": float(steps), "timed": float(2 * count)}
+    more = taken[1] - taken[0]
+    every = taken[0] + (steps / count - 1) * more if more >= 0 else math.nan
+    return {"seconds": every, "steps": float(steps * rounds), "timed": float(2 * count * rounds)}
 
 
 def _cases(scenes: Mapping[int, tuple], usual: int) -> Iterator[tuple]:

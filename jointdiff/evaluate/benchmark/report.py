@@ -216,7 +216,9 @@ def _matrices(judged: Sequence[Standing]) -> list[str]:
 _BEHIND = """<p>Each with the other's error and ours; the 95 % interval of the difference; how many scenes and sources
 it rests on; the difference without the one scene that speaks most against ours; and, where the place has them, what may
 cause it, the other's and ours: the error of the mean flux over the Wiener filter's deviation (bias and scatter
-together), the width of the pulls (1 if stated errors are true), the median relative bias, and the residuals' χ²/N.</p>
+together; of a mean of S samples over √(1 + 1/S), by which fewer samples alone are farther off), the width of the pulls
+(1 if stated errors are true; ours scaled, where the coverage is), the median relative bias, and the residuals'
+χ²/N.</p>
 """
 
 

@@ -25,7 +25,8 @@ CAUSES = (
     ("flux_bias", "flux bias", "{:+.1%}"),
     (CHI2, "χ²/N", "{:.3f}"),
 )
-"""What else is told of a place where ours is behind: score, words and format."""
+"""What else is told of a place where ours is behind: score, words and format. Of ours the scaled one, where there is
+one and the place is of scaled errors."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +132,17 @@ def standings(table: Sequence[Row]) -> list[Standing]:
 
 def _rival(found: Mapping[tuple, Row], method: str, place: Place, score: str) -> Iterator[Rival]:
     theirs = score.removesuffix(SCALED)
+    ending = score.removeprefix(theirs)
     for subset in (ALL, COMMON):
         value, ours = found.get((method, subset, place, theirs)), found.get((METHOD, subset, place, score))
         less = found.get((method, subset, place, score + BEHIND))
         if value and ours and less and math.isfinite(value["value"]):
-            pairs = {
-                key: (found.get((method, subset, place, key)), found.get((METHOD, subset, place, key)))
-                for key, *_ in CAUSES
-            }
+            told = {key: found.get((METHOD, subset, place, key)) for key, *_ in CAUSES}
+            told |= {key: row for key in told if (row := found.get((METHOD, subset, place, key + ending)))}
+            pairs = {key: (found.get((method, subset, place, key)), row) for key, row in told.items()}
             causes = {key: (a["value"], b["value"]) for key, (a, b) in pairs.items() if a and b}
-            told = less["low"], less["high"], less["without"], int(less["scenes"]), int(less["n"])
-            yield Rival(method, value["value"], ours["value"], *told, causes)
+            rests = less["low"], less["high"], less["without"], int(less["scenes"]), int(less["n"])
+            yield Rival(method, value["value"], ours["value"], *rests, causes)
             return
 
 

@@ -33,7 +33,8 @@ COMMON = "common"
 
 FLUX = ("crps_relative", "flux_scatter", "flux_bias", "pull_width", "coverage", "efficiency")
 MEAN_ERROR = "mean_error_relative"
-"""Score: how far the mean's aperture fluxes are off, over the Wiener filter's deviation, as crps_relative is."""
+"""Score: how far the mean's aperture fluxes are off, over the Wiener filter's deviation, as crps_relative is, and as a
+mean of any number of samples would be (mean_errors)."""
 IMAGE = ("image_error_typical", "image_error")
 CHI2 = "chi2"
 R50 = "r50"
@@ -166,7 +167,8 @@ def _statistics(
     bins = [(-math.inf, math.inf), *(pairwise(EDGES) if binned else ())]
     for band, name in enumerate(sources.names):
         deviation = sources.estimates[REFERENCE].samples[..., band].std(0, ddof=1)
-        error = np.abs(measured.point[:, band] - sources.truth.point[:, band]) / deviation
+        truth = sources.truth.point[:, band]
+        error = mean_errors(measured.point[:, band], measured.samples[..., band], truth) / deviation
         for place, group in _groups(name, sources.snr[:, band], bins):
             told = flux_statistics(sources, measured, band, group, draws, rng)
             told[MEAN_ERROR] = Statistic(_mean, (error,), group, draws.by_source)
@@ -219,6 +221,16 @@ def _with_errors(key: str, told: Mapping[str, Statistic]) -> Iterator[tuple[str,
             yield key + ending, statistic
             if key == "coverage":
                 yield "coverage_error" + ending, replace(statistic, function=_miss)
+
+
+def mean_errors(point: np.ndarray, samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """|point − truth| (N,) of samples (S, N); where the point is their mean, over √(1 + 1/S).
+
+    Samples of the truth's own posterior scatter about its mean as the truth does, so that by so much a mean of S is
+    farther off than one of many. A method's own estimate, or an exact mean, has no such scatter.
+    """
+    drawn = np.abs(point - samples.mean(0)).sum() <= 0.01 * samples.std(0, ddof=1).sum()
+    return np.abs(point - truth) / (math.sqrt(1 + 1 / len(samples)) if drawn else 1.0)
 
 
 def _mean(values: np.ndarray) -> float:
