@@ -3,7 +3,8 @@
 Each observation y_o of a field is left out in turn, the sky is sampled from the others, and y_o is compared with
 A_o x_k + M_o ν_k under its noise N_o and the covariance of these together: pixel by pixel around sources, and source by
 source, in the flux that both have under the same template. M_o ν_k is what y_o may be off by as a whole (nuisances.py),
-drawn from p(ν): no other image tells of it.
+drawn from p(ν): no other image tells of it. Only its position is not as unknown as before the field was aligned, by y_o
+itself: it is off by what the fit leaves.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jointdiff.measure.catalog import find_sources
 from jointdiff.measure.data_checks import Data, check_against_data
 from jointdiff.measure.detection import Segments
 from jointdiff.nuisances import Levels, deepest, modes_of
-from jointdiff.reconstruct.align import align_field
+from jointdiff.reconstruct.align import Alignment, align_field
 from jointdiff.reconstruct.base import NoiseStream, Reconstructor
 from jointdiff.reconstruct.field import PaddedField, pad_field
 from jointdiff.reconstruct.stars import subtract_stars
@@ -86,9 +87,9 @@ def study(methods: Sequence[Reconstructor], fields: Sequence[Field], samples: in
         if len(padded.observations) < 2:
             raise InputError(f"{field.name}: one observation, expected at least two, to leave one out ({field.path})")
         # As reconstruct treats a field: offsets and bright stars are no test of colours.
-        padded, _ = align_field(subtract_stars(padded, field.name)[0], methods[0].denoiser)
+        padded, alignment = align_field(subtract_stars(padded, field.name)[0], methods[0].denoiser)
         for method in methods:
-            found = leave_each_out(method, padded, field.name, samples, seed)
+            found = leave_each_out(method, padded, field.name, samples, seed, alignment)
             rows += [{"field": field.name, "method": method.method} | row for row in found if "chi2" in row]
             if method is methods[0]:
                 drawn += [row for row in found if "pull" in row]
@@ -99,15 +100,20 @@ def study(methods: Sequence[Reconstructor], fields: Sequence[Field], samples: in
     return Outcome(table_of(rows), f"{format_rows(rows, _COLUMNS)}\n{text}", {"leave_one_out": figure(drawn)})
 
 
-def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, samples: int, seed: int) -> list[Row]:
-    """For each observation a row of its scores; then a row a source with its flux in both, and the pull."""
+def leave_each_out(
+    method: Reconstructor, padded: PaddedField, name: str, samples: int, seed: int, alignment: Alignment | None = None
+) -> list[Row]:
+    """For each observation a row of its scores; then a row a source with its flux in both, and the pull.
+
+    alignment: by which the field's observations were placed; None where they are as served.
+    """
     denoiser, observations = method.denoiser, padded.observations
     names = [band.name for band in denoiser.bands]
     whole = method.sample(observations, padded.grid, samples, NoiseStream(seed, name))
     scores: list[Row] = []
     pulls: list[Row] = []
-    for number, left in enumerate(observations):
-        others = [o for o in observations if o is not left]
+    for number in range(len(observations)):
+        *others, left = _without(number, observations, alignment)
         draws = method.sample(others, padded.grid, samples, NoiseStream(seed, f"{name} without {number}"))
         model = denoiser.forward_model([left], padded.grid)
         fitted, told = (model(d.samples)[0] for d in (whole, draws))
@@ -133,6 +139,21 @@ def leave_each_out(method: Reconstructor, padded: PaddedField, name: str, sample
         scores.append(row | _of_fluxes(found, samples))
         pulls += found
     return scores + pulls
+
+
+def _without(number: int, observations: Sequence[Observation], found: Alignment | None) -> list[Observation]:
+    """The observations, that of a number last, each as uncertain of its place as where that one is left out.
+
+    It was placed by its own data, so it is off by what the fit left. So are the others where it is the reference: its
+    data placed them, and what they have among themselves does not tell where they all are together.
+    """
+    known = list(observations)
+    if found is not None and found.shifts.agree[0]:
+        reference = found.numbers[found.bands.index(found.reference)]
+        for place, left in zip(found.numbers, found.left.tolist(), strict=True):
+            if number in (place, reference):
+                known[place] = replace(known[place], position_error=left)
+    return [*known[:number], *known[number + 1 :], known[number]]
 
 
 def own_errors(model: ForwardModel, left: Observation, sky: Tensor, levels: Levels, white: NoiseStream, samples: int):

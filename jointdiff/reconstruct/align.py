@@ -123,6 +123,12 @@ class Alignment:
         found = self.shifts.significant[0] & self.shifts.agree[0]
         return torch.where(found.unsqueeze(-1), self.shifts.value[0], 0.0)
 
+    @property
+    def left(self) -> Tensor:
+        """(o,): rms along an axis of what is left of each shift, arcsec: its error, and what was not corrected."""
+        shifts = self.shifts
+        return ((shifts.value[0] - self.applied).square() + shifts.error[0].square()).mean(-1).sqrt()
+
     def apply(self, field: PaddedField) -> PaddedField:
         """The field with the significant shifts corrected, and its observations as uncertain as they then are."""
         observations = list(field.observations)
