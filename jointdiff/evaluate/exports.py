@@ -58,10 +58,13 @@ def write_picture(folder: Path, names: Sequence[str], seen: Sequence[str], mean:
 def write_large_picture(
     folder: Path, names: Sequence[str], seen: Sequence[str], planes: Iterable[np.ndarray], scale: float
 ) -> None:
-    """write_picture of the planes (H, W) of a mean one after the other, summed over n × n pixels until they fit."""
+    """write_picture of the planes (H, W) of a mean one after the other, summed over n × n pixels until they fit.
+
+    A strip of fewer pixels across than n is summed over as many as it has.
+    """
     small, times = [], 1
     for plane in planes:
-        times = math.ceil(max(plane.shape) / LARGEST)
+        times = min(math.ceil(max(plane.shape) / LARGEST), *plane.shape)
         height, width = (side // times for side in plane.shape)
         blocks = plane[: height * times, : width * times].reshape(height, times, width, times)
         small.append(blocks.sum((1, 3)))

@@ -124,8 +124,20 @@ def test_the_picture_of_a_large_field_is_binned_and_keeps_its_brightness(tmp_pat
     small = (255 * imread(tmp_path / "rgb.png")[::-1, :, :3]).round()
     assert small.shape[:2] == (36, 30)
     whole = colour_picture("irg", ("i", "r", "g"), mean, 0.1)[: 2 * 36, : 2 * 30].astype(float)
-    halves = whole.reshape(36, 2, 30, 2, 3).mean((1, 3))
-    assert np.abs(small - halves).max() < 8 and halves.max() > 100
+    blocks = whole.reshape(36, 2, 30, 2, 3)
+    light_of_four = mean[:, :72, :60].reshape(3, 36, 2, 30, 2).sum((2, 4))
+    assert np.abs(small - colour_picture("irg", ("i", "r", "g"), light_of_four, 0.2)).max() <= 1  # float32 rounding
+    # A stretch is monotone: a mean looks like something between its darkest and brightest pixel, but for rounding.
+    assert (small >= blocks.min((1, 3)) - 1).all() and (small <= (high := blocks.max((1, 3))) + 1).all()
+    assert high.max() > 128, "so bright that another brightness would show"
+
+
+def test_the_picture_of_a_long_strip_has_rows(tmp_path, monkeypatch):
+    """Two rows of 121 pixels, to be binned by four: binned by two."""
+    monkeypatch.setattr(exports, "LARGEST", 40)
+    monkeypatch.setattr(exports, "ZOOM", 1)
+    exports.write_large_picture(tmp_path, "irg", "irg", iter(np.ones((3, 2, 121), np.float32)), 0.1)
+    assert imread(tmp_path / "rgb.png").shape[:2] == (1, 60)
 
 
 def input_header(case: str) -> fits.Header:

@@ -225,8 +225,9 @@ def test_all_steps_are_foretold_from_the_time_of_few():
     assert (other["score"], other["n"]) == ("seconds_at_size_64", 0)
 
 
-def test_no_row_of_growth_is_lost_to_the_warming_up():
+def test_no_row_of_growth_is_lost_to_the_warming_up(monkeypatch):
     """Nor of a method that takes no scene of fewer bands."""
+    monkeypatch.setattr("jointdiff.evaluate.benchmark.growth.QUICK", 0.0)
     _, observations = draw(blank_survey(1), (1.0,), 0)
     scene = [o.to(torch.float32) for o in observations]
     denoiser = untrained([(band.name, band.filter) for band in BANDS])
