@@ -70,7 +70,7 @@ def draw(fields: list[Path], output: Path) -> Figure:
                 interpolation="bicubic",
             )
             axis.set(xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE), xticks=(), yticks=(), facecolor="black")
-        row[0].set_ylabel(field.name.replace("_", ", +"))
+        row[0].set_ylabel(field.name.replace("_-", ", −").replace("_", ", +"))
         row[0].plot([SIDE - 1.4, SIDE - 0.4], 2 * [0.4 - SIDE], color="white", linewidth=2)
         row[0].text(SIDE - 0.9, 0.55 - SIDE, "1″", color="white", ha="center", va="bottom")
     for axis, title in zip(axes[0], TITLES, strict=True):

@@ -173,7 +173,8 @@ class FieldJob:
         if draws.replaced is not None:
             touched = segments.labels[draws.replaced.cpu().numpy() > REPLACED]
             catalog["flags"] |= GAUSSIAN * np.isin(np.arange(1, len(segments) + 1), touched)
-        catalog["flags"] |= CORRELATED_NOISE * bool(padded.correlated) | NOT_CONVERGED * (not draws.converged)
+        correlated = {o.band.name for o in padded.observations} & {*padded.correlated, *self.field.noise_measured}
+        catalog["flags"] |= CORRELATED_NOISE * bool(correlated) | NOT_CONVERGED * (not draws.converged)
         return catalog
 
     def _place(self, catalog: Table) -> None:

@@ -47,7 +47,8 @@ _NJY = ("njy", "njy/pixel", "njy/pix")
 class Entry:
     """An observation as scene.yaml names it; addresses are FILE or FILE[HDU], ``noise_kind`` is one of NOISE.
 
-    correlation: of the noise, its function of the lag; None where it is not told.
+    correlation: of the noise, its function of the lag; None where it is not told. noise_measured: that the noise is
+    correlated was measured on this image's own sky.
     """
 
     band: Band
@@ -58,6 +59,7 @@ class Entry:
     mask: str | None = None
     zeropoint: float | None = None
     correlation: str | None = None
+    noise_measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Exposure:
     image, ivar: (h, w) float32, nJy and nJy⁻². psf: (n, n) float64, unit sum. psf_pixel: arcsec, None for the image's.
     correlation: c(l) of the noise (n, m) float64, None where it is not told. read: of an image that is too large to be
     held, from rows and columns to image and ivar; ``image`` and ``ivar`` are then zeros that take no memory.
+    noise_measured: as of Entry.
     """
 
     band: Band
@@ -78,6 +81,7 @@ class Exposure:
     place: str
     correlation: np.ndarray | None = None
     read: Callable[[range, range], tuple[np.ndarray, np.ndarray]] | None = None
+    noise_measured: bool = False
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -117,7 +121,7 @@ def read_exposure(entry: Entry, folder: Path, most: int | None = None) -> Exposu
     psf, psf_pixel = read_psf(entry.psf, folder, label)
     wcs = celestial_wcs(header, label, place)
     correlation = None if entry.correlation is None else read_correlation(entry.correlation, folder, label)
-    return Exposure(entry.band, flux, ivar, psf, psf_pixel, wcs, place, correlation, read)
+    return Exposure(entry.band, flux, ivar, psf, psf_pixel, wcs, place, correlation, read, entry.noise_measured)
 
 
 def _read_part(entry: Entry, folder: Path, part: tuple[range, range] | None) -> tuple[np.ndarray, np.ndarray, int]:

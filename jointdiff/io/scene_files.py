@@ -23,7 +23,7 @@ from jointdiff.survey import BANDS, FILTERS
 FORMAT = 1
 
 _FIELD_KEYS = ("name", "reference", "observations")
-_ENTRY_KEYS = ("band", "image", *NOISE, "mask", "noise", "psf", "filter", "zeropoint", "note")
+_ENTRY_KEYS = ("band", "image", *NOISE, "mask", "noise", "noise_measured", "psf", "filter", "zeropoint", "note")
 
 MAX_LAG = 15
 """Largest lag of correlated noise that is written, pixels."""
@@ -48,6 +48,7 @@ class Field:
         is "" where the file names none: the scene band's own.
     sources: file or file[HDU] of each band's image, for messages.
     path: of scene.yaml.
+    noise_measured: bands whose noise the file says was found correlated on their own sky.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Field:
     observations: tuple[Observation, ...]
     sources: dict[str, str]
     path: Path
+    noise_measured: tuple[str, ...] = ()
 
     def held(self) -> "Field":
         """With all pixels in memory."""
@@ -99,6 +101,7 @@ def read_field(path: str | Path, most: int | None = None) -> Field:
         observations=tuple(place_on_sky(exposures[band], base) for band in BANDS if band in exposures),
         sources={band: exposure.place for band, exposure in exposures.items()},
         path=path,
+        noise_measured=tuple(band for band in BANDS if band in exposures and exposures[band].noise_measured),
     )
 
 
@@ -122,7 +125,7 @@ def write_field(
 
 
 def write_scene(
-    folder: Path, name: str, reference: str, entries: Sequence[dict[str, str]], pixel_scale: float | None = None
+    folder: Path, name: str, reference: str, entries: Sequence[dict[str, object]], pixel_scale: float | None = None
 ) -> Path:
     """Write scene.yaml over the entries that write_band gave; returns its path."""
     assert reference in [entry["band"] for entry in entries], f"no reference {reference}"
@@ -135,7 +138,7 @@ def write_scene(
     return path
 
 
-def write_band(folder: Path, exposure: Exposure, note: str = "") -> dict[str, str]:
+def write_band(folder: Path, exposure: Exposure, note: str = "") -> dict[str, object]:
     """Write <band>.fits, float32; returns its entry in scene.yaml, a ``note`` for its reader included."""
     band = exposure.band
     image = fits.PrimaryHDU(exposure.image.astype(np.float32), exposure.wcs.to_header(relax=True))
@@ -148,15 +151,16 @@ def write_band(folder: Path, exposure: Exposure, note: str = "") -> dict[str, st
         psf.header["PIXSCALE"] = (exposure.psf_pixel, "arcsec")
     file = f"{band.name}.fits"
     hdus = [image, weight, psf]
-    entry = {"band": band.name, "image": file, "weight": f"{file}[WEIGHT]", "psf": f"{file}[PSF]"}
+    entry: dict[str, object] = {"band": band.name, "image": file, "weight": f"{file}[WEIGHT]", "psf": f"{file}[PSF]"}
     if exposure.correlation is not None:
         hdus.append(fits.ImageHDU(exposure.correlation.astype(np.float32), name="NOISE"))
         entry["noise"] = f"{file}[NOISE]"
+    entry |= {"noise_measured": True} if exposure.noise_measured else {}
     write_fits(folder / file, hdus)
     return entry | ({"filter": band.filter} if band.filter else {}) | ({"note": note} if note else {})
 
 
-def _write_observation(folder: Path, observation: Observation, centre: tuple[float, float]) -> dict[str, str]:
+def _write_observation(folder: Path, observation: Observation, centre: tuple[float, float]) -> dict[str, object]:
     """Write <band>.fits; returns its entry in scene.yaml."""
     frame = observation.frame
     sky = np.asarray(frame.grid.origin) + (0 if frame.shift is None else frame.shift[0].double().cpu().numpy())
@@ -236,11 +240,13 @@ def _parse_entry(item, number: int, path: Path) -> Entry:
     for key in ("image", kinds[0], "psf", "mask", "noise", "filter", "note"):
         if key in item and not (isinstance(item[key], str) and item[key]):
             raise InputError(f"{label}: {key} is {item[key]!r}, expected text ({path})")
+    if type(measured := item.get("noise_measured", False)) is not bool:
+        raise InputError(f"{label}: noise_measured is {measured!r}, expected true or false ({path})")
     curve = item.get("filter", _DEFAULT_FILTERS.get(name, ""))
     if curve and curve not in FILTERS:
         raise InputError(f"{label}: {_unknown('filter', curve, FILTERS)} ({path})")
     zeropoint = _zeropoint(item["zeropoint"], label, path) if "zeropoint" in item else None
-    optional = (item.get("mask"), zeropoint, item.get("noise"))
+    optional = (item.get("mask"), zeropoint, item.get("noise"), measured)
     return Entry(Band(name, curve), item["image"], kinds[0], item[kinds[0]], item["psf"], *optional)
 
 

@@ -109,7 +109,7 @@ def with_noise(product: Product, scale: float) -> Product:
         lags = correlation_function(power, image.shape, MAX_LAG)[0]
         told = exposure.ivar / np.float32(shared.noise.level)
         exposure = replace(exposure, ivar=told, correlation=_numpy(lags))
-    return Product(exposure, (*product.notes, str(shared)))
+    return replace(product, exposure=replace(exposure, noise_measured=True), notes=(*product.notes, str(shared)))
 
 
 def noise_correlation(observation: Observation) -> float:

@@ -48,7 +48,7 @@ def mock_vis(product: Product, seed: int = 0) -> Product:
     wcs = tangent_wcs(grid, exposure.centre)
     note = "mock of VIS made from HST F814W: its pixels, PSF and noise, but the colour of F814W"
     vis = Exposure(Band("VIS", "VIS"), image, ivar, psf, None, wcs, place)
-    return Product(vis, (*product.notes, note))
+    return Product(vis, (*product.told, note))
 
 
 def _resample(exposure: Exposure, hst: Grid, grid: Grid) -> tuple[np.ndarray, np.ndarray, float]:

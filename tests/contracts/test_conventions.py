@@ -5,12 +5,14 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from jointdiff.errors import InputError
 from jointdiff.io.fits import FitsImage
+from jointdiff.io.surveys.hst import read_cosmos
 from jointdiff.io.surveys.product import unit_psf
 from jointdiff.units import njy_per_count
-from tests.archive_files import write_afw_psf, write_tile
+from tests.archive_files import write_afw_psf, write_mosaic, write_tile
 from tests.contracts.test_ingest import by_band, distance, field
-from tests.scene_folders import gaussian_psf, tan_header
+from tests.scene_folders import edit_header, gaussian_psf, tan_header
 
 
 @pytest.mark.parametrize("kind", ["pc", "rotated pc", "cdelt", "crota", "sip", "scaled", "compressed", "swapped"])
@@ -75,6 +77,37 @@ def test_a_psf_beside_the_middle_along_one_axis_stays_square():
     psf = unit_psf(FitsImage(stamp, fits.Header(), "psf.fits"), "r", [])
     assert psf.shape == (29, 29)
     assert np.unravel_index(psf.argmax(), psf.shape) == (14, 14)
+
+
+@pytest.mark.parametrize("by", [0.05, -0.05])
+def test_a_psf_on_a_pixel_along_one_axis_and_between_two_along_the_other_stays_square(by):
+    """Of an even side, as afw's are: half a pixel beside the middle along one axis, which is told."""
+    offset = np.arange(42) - 20.5
+    across, along = (np.exp(-((offset - at) ** 2) / 8) for at in (by, 0.5))
+    stamp = np.outer(across, along) / (across.sum() * along.sum())
+    with pytest.warns(UserWarning, match=r"r: PSF is 0\.45 pixels from the middle of its stamp"):
+        psf = unit_psf(FitsImage(stamp, fits.Header(), "psf.fits"), "r", notes := [])
+    assert psf.shape == (41, 41) and notes == ["PSF of 42 pixels centred beside its middle: cut to 41"]
+    rows = slice(1, 42) if by > 0 else slice(0, 41)
+    np.testing.assert_allclose(psf, stamp[rows, 1:], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "unit", ["electrons s^-1", "ct/s", "ELECTRONS/S", "e-/s", "counts s**-1", "electron s-1", "cps"]
+)
+@pytest.mark.parametrize("name", ["ACS_F814W", "F814W", "CLEAR1L", "ACS/WFC F814W"])
+def test_f814w_in_electrons_a_second_by_whatever_words(unit, name, tmp_path):
+    paths = write_mosaic(tmp_path)
+    edit_header(paths[0], BUNIT=unit, FILTER=name)
+    assert read_cosmos(paths, None)[0].exposure.band.name == "F814W"
+
+
+@pytest.mark.parametrize(("key", "value"), [("BUNIT", "ct"), ("BUNIT", "MJy/sr"), ("FILTER", "ACS_F606W")])
+def test_what_is_not_f814w_in_electrons_a_second_is_refused(key, value, tmp_path):
+    paths = write_mosaic(tmp_path)
+    edit_header(paths[0], **{key: value})
+    with pytest.raises(InputError, match=f"^F814W: {key} is {value}, "):
+        read_cosmos(paths, None)
 
 
 def test_wings_that_are_cut_unevenly_do_not_move_a_psf():

@@ -14,7 +14,7 @@ from jointdiff.io.scene_files import read_field
 from jointdiff.io.surveys.product import Wanted
 from jointdiff.io.wcs import celestial_wcs
 from jointdiff.reconstruct import noise as noise_module
-from jointdiff.reconstruct.noise import shared_noise, sky_noise
+from jointdiff.reconstruct.noise import sky_noise
 from jointdiff.survey import load_survey
 from jointdiff.units import njy_per_count
 from tests.archive_files import noise, write_afw_psf, write_coadd, write_mosaic, write_tile
@@ -73,19 +73,38 @@ def test_euclid_cutout(real_data, tmp_path):
 
 @pytest.mark.filterwarnings("error:.*noise is correlated")
 def test_noise_measured_by_ingest_is_the_noise_that_reconstruct_would_measure(real_data, tmp_path):
-    """Its spectrum comes back from the scene's files, so that nothing is measured again, or flagged."""
+    """Its spectrum comes back from the scene's files, and that it was measured, by which catalogs are flagged."""
     path = real_data / "euclid_q1" / "EUCLJ174517.fits"
     if not path.is_file():
         pytest.skip(f"no Euclid cutout: {path} is absent")
     (raw,) = (o for o in read_field(path.with_name("scene.yaml")).observations if o.band.name == "z")
     expected = sky_noise(raw).of(raw)
-    (z,) = field("euclid-q1", [path], tmp_path / "q1", "--bands", "[z]").observations
+    scene = field("euclid-q1", [path], tmp_path / "q1", "--bands", "[z]")
+    (z,) = scene.observations
     torch.testing.assert_close(z.ivar, expected.ivar, rtol=1e-5, atol=0)
     # Written as far as 15 lags: what the floor of ρ makes of farther ones is left out.
     torch.testing.assert_close(
         z.correlation, expected.correlation, rtol=0, atol=0.03 * float(expected.correlation.max())
     )
-    assert shared_noise(z, 0.1) is None
+    assert scene.noise_measured == ("z",)
+    assert field("euclid-q1", [path], tmp_path / "vis", "--bands", "[VIS]").noise_measured == (), "it passes for white"
+
+
+def test_notes_are_of_what_was_written(tmp_path):
+    """Of four pixels without a variance one lies in the part that is cut out."""
+    paths = write_tile(tmp_path / "tile")
+
+    def hollow(rms: np.ndarray) -> np.ndarray:
+        rms[[5, 30, 50, 55], [5, 40, 5, 70]] = 0
+        return rms
+
+    edit_pixels(paths["rms"], hollow)
+    for options, count in (((), 4), (("--centre", f"[{CENTRE[0]},{CENTRE[1]}]", "--size", "2"), 1)):
+        scene = field("euclid-q1", paths.values(), tmp_path / str(count), *options)
+        (entry,) = yaml.safe_load(scene.path.read_text())["observations"]
+        assert f"variance zero or not finite in {count} pixels, which are masked" in entry["note"]
+        (vis,) = scene.observations
+        assert int((vis.ivar == 0).sum()) == count + 1, "and one that is saturated"
 
 
 def test_noise_is_measured_around_the_part_that_is_cut_out(tmp_path):

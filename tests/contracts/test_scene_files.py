@@ -134,6 +134,15 @@ def test_written_noise_reads_back(tmp_path):
     torch.testing.assert_close(field.observations[1].correlation, power)
 
 
+def test_a_band_whose_noise_was_measured_is_known_by_its_entry(good, tmp_path):
+    assert read_field(good).noise_measured == ()
+    edit_yaml(good, lambda content: content["observations"][1].update(noise_measured=True))
+    assert read_field(good).noise_measured == ("g",)
+    edit_yaml(good, lambda content: content["observations"][1].update(noise_measured="yes"))
+    with pytest.raises(InputError, match=r"g: noise_measured is 'yes', expected true or false .*scene.yaml"):
+        read_field(good)
+
+
 def test_observation_order_changes_nothing(good):
     first = read_field(good)
     edit_yaml(good, lambda content: content["observations"].reverse())

@@ -33,6 +33,9 @@ point 25.94), and 2028 s of exposure (Koekemoer et al. 2007, ApJS 172, 196), in 
 ZEROPOINT = 25.94
 """AB zero point of the COSMOS mosaics, of 1 electron a second (Leauthaud et al. 2007, ApJS 172, 219)."""
 
+_RATE = r"cps|(electrons?|e-?|counts?|cts?)( ?/ ?s(ec(ond)?)?|[ .*]s(\^|\*\*)?\(?-1\)?)"
+"""BUNIT of electrons a second, as pipelines and FITS standards write it."""
+
 ULTRADEEP = {"g": (0.271, 0.333), "r": (0.395, 0.494), "i": (0.438, 0.530), "z": (0.685, 0.84), "y": (1.25, 1.54)}
 """Noise of HSC's UltraDeep COSMOS pixels of 0.168 arcsec, nJy: of second differences (as _roughness gives them), and of
 pixels. g, r and i are measured on PDR3 cutouts; z and y are such that the four fields have the median colours i - z =
@@ -131,10 +134,11 @@ def _zeropoint(image: FitsImage) -> tuple[float, tuple[str, ...]]:
     header.update(image.header)
     for key in ("FILTER", "FILTER1", "FILTER2"):
         name = str(header.get(key, "")).strip().upper()
-        if name and not name.startswith(("CLEAR", "F814W")):
+        words = [word for word in re.split(r"[^A-Z0-9]+", name) if word not in ("", "HST", "ACS", "WFC")]
+        if not all(word.startswith(("CLEAR", "F814W")) for word in words):
             raise InputError(f"F814W: {key} is {name}, and mock VIS is made of F814W alone ({image.address})")
     unit = str(header.get("BUNIT", "")).strip()
-    if unit and not re.fullmatch(r"cps|(electrons?|e-?|counts?)(/s(ec)?|/second| s-1)", unit, re.IGNORECASE):
+    if unit and not re.fullmatch(_RATE, unit, re.IGNORECASE):
         raise InputError(f"F814W: BUNIT is {unit}, expected electrons a second ({image.address})")
     flam, plam = header.get("PHOTFLAM"), header.get("PHOTPLAM")
     if isinstance(flam, float) and isinstance(plam, int | float) and flam > 0 and plam > 0:

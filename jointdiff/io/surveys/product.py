@@ -22,10 +22,22 @@ from jointdiff.units import ARCSEC_PER_DEGREE, njy_per_count
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """One band of one field as an archive serves it: pixels in nJy, and what the user should know of them."""
+    """One band of one field as an archive serves it: pixels in nJy, and what the user should know of them.
+
+    unknown: (h, w), true where the archive's variance is none, which masks a pixel; None where all are known.
+    """
 
     exposure: Exposure
     notes: tuple[str, ...] = ()
+    unknown: np.ndarray | None = None
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes, and how many pixels have no variance."""
+        count = 0 if self.unknown is None else int(self.unknown.sum())
+        return (
+            (*self.notes, f"variance zero or not finite in {count} pixels, which are masked") if count else self.notes
+        )
 
     def describe(self) -> str:
         """One line for the console: band, filter, size, typical noise, what is unusable, and the notes."""
@@ -34,7 +46,7 @@ class Product:
         noise = float(np.median(exposure.ivar[seen])) ** -0.5
         text = f"{exposure.band.name}: {exposure.band.filter}, {height} × {width} pixels, noise {noise:.3g} nJy a pixel"
         text += f", {1 - seen.mean():.1%} masked" if not seen.all() else ""
-        return "; ".join([text, *self.notes])
+        return "; ".join([text, *self.told])
 
 
 @dataclass(frozen=True)
@@ -74,11 +86,12 @@ def cut(product: Product, wanted: Wanted) -> Product:
     image, ivar = exposure.image[rows, columns], exposure.ivar[rows, columns]
     if not ivar.any():
         raise InputError(f"{exposure.band.name}: all {ivar.size} pixels are masked ({exposure.place})")
-    part = replace(exposure, image=image, ivar=ivar, wcs=exposure.wcs[rows, columns])
+    unknown = None if product.unknown is None else product.unknown[rows, columns]
+    part = Product(replace(exposure, image=image, ivar=ivar, wcs=exposure.wcs[rows, columns]), product.notes, unknown)
     height, width = (side * _pixel(exposure.wcs) for side in image.shape)
     if min(height, width) > wanted.side - 2 * _pixel(exposure.wcs):
-        return Product(part, product.notes)
-    return Product(part, (*product.notes, f"the image ends within it: {height:.1f} × {width:.1f} arcsec"))
+        return part
+    return replace(part, notes=(*part.notes, f"the image ends within it: {height:.1f} × {width:.1f} arcsec"))
 
 
 def _pixel(wcs: WCS) -> float:
@@ -108,7 +121,7 @@ def make_product(
     is measured on the sky, and a note says so. masked: (h, w), true where a pixel is not to be used. psf_pixel: arcsec,
     None for the image's. Raises InputError for variances and PSFs that are not physical.
     """
-    label, notes = band.name, list(notes)
+    label, notes, unknown = band.name, list(notes), None
     njy = njy_per_count(zeropoint)
     flux, seen = image.data * njy, np.isfinite(image.data)
     if masked is not None:
@@ -119,13 +132,12 @@ def make_product(
         sky = measure_sky(np.where(seen, flux, 0.0), seen, label, image.address)
         variance = variance_of(np.where(seen, flux, sky.level), sky, variance)
         notes.append(
-            f"no variance plane: noise of {sky.sigma:.3g} nJy a pixel measured on the {sky.share:.0%} that is sky "
-            f"(level {sky.level:+.2g} nJy), Poisson noise of sources by the survey's sky brightness"
+            f"no variance plane: noise of {sky.sigma:.3g} nJy a pixel measured on {round(sky.share * seen.sum())} "
+            f"pixels of sky (level {sky.level:+.2g} nJy), Poisson noise of sources by the survey's sky brightness"
         )
     else:
         variance = variance * njy**2
-        if unknown := int((seen & ~(np.isfinite(variance) & (variance > 0))).sum()):
-            notes.append(f"variance zero or not finite in {unknown} pixels, which are masked")
+        unknown = seen & ~(np.isfinite(variance) & (variance > 0))
     seen &= np.isfinite(variance) & (variance > 0)
     ivar = np.where(seen, 1 / np.where(seen, variance, 1.0), 0.0).astype(np.float32)
     if not (np.isfinite(ivar).all() and ivar.any()):
@@ -133,7 +145,7 @@ def make_product(
     wcs = celestial_wcs(image.header, label, image.address)
     stamp = unit_psf(psf, label, notes)
     flux = np.where(seen, flux, 0.0).astype(np.float32)
-    return Product(Exposure(band, flux, ivar, stamp, psf_pixel, wcs, image.address), tuple(notes))
+    return Product(Exposure(band, flux, ivar, stamp, psf_pixel, wcs, image.address), tuple(notes), unknown)
 
 
 def unit_psf(psf: FitsImage, label: str, notes: list[str]) -> np.ndarray:
@@ -155,8 +167,12 @@ def unit_psf(psf: FitsImage, label: str, notes: list[str]) -> np.ndarray:
 
 
 def _centred(stamp: np.ndarray) -> np.ndarray:
-    """Without what is farther on one side of the brightest row and column, where the centroid is nearer to these."""
-    parts = []
+    """Without what is farther on one side of the brightest row and column, where the centroid is nearer to these.
+
+    Square where the stamp was. Sides of an even and of an odd length have no common middle: the longer one then loses a
+    row or column more, on the side farther from its centroid, and the star lies half a pixel beside the middle.
+    """
+    parts, centroids = [], []
     for axis, n in enumerate(stamp.shape):
         line, offset = stamp.sum(1 - axis), np.arange(n) - (n - 1) / 2
         peak = float(offset[line.argmax()])
@@ -164,10 +180,12 @@ def _centred(stamp: np.ndarray) -> np.ndarray:
         beside = abs(peak) <= MAX_OFFSET and abs(centroid - peak) < abs(centroid)
         far = round(2 * abs(peak)) if beside else 0
         parts.append([far, n] if peak > 0 else [0, n - far])
+        centroids.append(centroid)
     sides = [stop - start for start, stop in parts]
-    for part, side in zip(parts, sides, strict=True):
-        evenly = (side - min(sides)) // 2
-        part[:] = part[0] + evenly, part[1] - evenly
+    for part, side, n, centroid in zip(parts, sides, stamp.shape, centroids, strict=True):
+        evenly, odd = divmod(side - min(sides), 2)
+        low = odd * (centroid > (sum(part) - n) / 2)
+        part[:] = part[0] + evenly + low, part[1] - evenly - (odd - low)
     return stamp[slice(*parts[0]), slice(*parts[1])]
 
 

@@ -37,7 +37,7 @@ def write_products(folder: Path, name: str, products: Sequence[Product], add: bo
         band = product.exposure.band.name
         if band in old:
             raise InputError(f"{band}: the scene has it already ({path})")
-    entries = [write_band(folder, product.exposure, "; ".join(product.notes)) for product in products]
+    entries = [write_band(folder, product.exposure, "; ".join(product.told)) for product in products]
     bands = [*old, *(product.exposure.band.name for product in products)]
     finest = min(products, key=lambda product: _pixel(product)).exposure.band.name
     reference = "VIS" if "VIS" in bands else held["reference"] or finest
