@@ -221,9 +221,10 @@ def reconstruct(config: ReconstructConfig) -> None:
     """Sample the sharp sky of scene files, and measure it."""
     from jointdiff.evaluate.exports import Extras, export
     from jointdiff.evaluate.field import Treatment
-    from jointdiff.evaluate.mosaic import HELD, Workers, job_of
+    from jointdiff.evaluate.mosaic import Workers, job_of
     from jointdiff.io.products import merge_catalogs
     from jointdiff.io.scene_files import read_fields
+    from jointdiff.ondisk import HELD
     from jointdiff.reconstruct.api import build_reconstructor
     from jointdiff.reconstruct.checkpoint import checkpoint_folder, fingerprint, load_denoiser
 

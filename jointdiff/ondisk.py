@@ -9,6 +9,9 @@ from torch import Tensor
 
 from jointdiff.scene import Band, Frame, Observation
 
+HELD = 2048**2
+"""Pixels of the largest image that a process holds; of larger ones it reads what a tile sees."""
+
 LAGS = 64
 """Largest lag (pixels), at least, that the spectrum of a noise holds."""
 
@@ -58,8 +61,10 @@ class OnDisk(Observation):
         rows, columns = self.correlation.shape[-2:]
         return rows, 2 * (columns - 1)
 
-    def held(self) -> Observation:
-        return self.window(*map(range, self.frame.grid.shape))
+    @property
+    def large(self) -> bool:
+        """Whether it has more pixels than a process holds."""
+        return math.prod(self.frame.grid.shape) > HELD
 
     def cropped(self, rows: range, columns: range) -> "OnDisk":
         """Some of its rows and columns, still on disk."""

@@ -156,10 +156,6 @@ class Observation:
         """Of the images whose spectrum ``correlation`` is."""
         return self.frame.grid.shape
 
-    def held(self) -> "Observation":
-        """With its pixels in memory."""
-        return self
-
     @property
     def depth(self) -> Tensor:
         """(B, h, w), the inverse variance of white noise that is as strong as this at the lowest frequencies, nJy⁻²."""

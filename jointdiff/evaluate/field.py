@@ -67,6 +67,9 @@ class FieldJob:
     pixels.
     """
 
+    whole = True
+    """Whether it is sampled in one piece, which needs all of its images in memory."""
+
     def __init__(self, field: Field, reconstructor: Reconstructor, count: int, treatment: Treatment):
         self.field, self._reconstructor, self._count, self._align = field, reconstructor, count, treatment.align
         self._calibration, self._check, self._extras = treatment.calibration, treatment.check, treatment.extras
@@ -74,7 +77,7 @@ class FieldJob:
             require_statmorph(f"morphology is {self._extras.morphology}")
         denoiser = reconstructor.denoiser
         self.names = [band.name for band in denoiser.bands]
-        self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources)
+        self.padded: PaddedField = pad_field(field.observations, field.grid, denoiser, field.sources, self.whole)
         self.padded, self._stars = subtract_stars(self.padded, field.name) if treatment.stars else (self.padded, ())
         self._check_size(f"{field.name} ({field.path})")
         for method in (reconstructor, self._check):

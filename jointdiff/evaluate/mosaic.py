@@ -29,9 +29,6 @@ from jointdiff.reconstruct.tiles import BLEND, CONTEXT, Tile, Tiling, View, divi
 _REACH = 24
 """Pixels beyond a tile that the filters of the detection image see: their kernels end within."""
 
-HELD = 2048**2
-"""Pixels of the largest image that a process holds; of larger ones it reads what a tile sees."""
-
 
 @dataclass(frozen=True)
 class Workers:
@@ -67,6 +64,8 @@ class MosaicJob(FieldJob):
 
     All else as FieldJob has it. Raises InputError for a method whose tiles would show seams.
     """
+
+    whole = False
 
     def __init__(
         self,
@@ -281,7 +280,7 @@ def job_of(
     size = tile_size(field.grid.shape, tile)
     if size:
         return MosaicJob(field, reconstructor, count, treatment, size, workers)
-    return FieldJob(field.held(), reconstructor, count, treatment) if workers.first else None
+    return FieldJob(field, reconstructor, count, treatment) if workers.first else None
 
 
 def _centred(segments: Segments, tile: Tile) -> np.ndarray:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +59,6 @@ class Field:
     sources: dict[str, str]
     path: Path
     noise_measured: tuple[str, ...] = ()
-
-    def held(self) -> "Field":
-        """With all pixels in memory."""
-        return replace(self, observations=tuple(o.held() for o in self.observations))
 
 
 def read_fields(paths: Iterable[str | Path], most: int | None = None) -> tuple[Field, ...]:

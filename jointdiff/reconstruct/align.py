@@ -293,5 +293,5 @@ def _alone(images: Sequence[Tensor], number: int) -> list[Tensor]:
 def shifted(observation: Observation, shift: Tensor) -> Observation:
     """An observation (B = 1) whose pixels lie ``shift`` (2,) arcsec further on the sky."""
     frame = observation.frame
-    before = torch.zeros(1, 2).to(observation.image) if frame.shift is None else frame.shift
+    before = frame.psf.new_zeros(1, 2) if frame.shift is None else frame.shift
     return replace(observation, frame=replace(frame, shift=before + shift.to(before)))

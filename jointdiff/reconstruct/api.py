@@ -103,12 +103,13 @@ def reconstruct(
             raise InputError(f"{len(grids)} observations of VIS: give the grid to reconstruct")
         grid = grids[0]
     reconstructor = build_reconstructor(method, denoiser, evaluations, mode, guard)
-    field = pad_field(observations, grid, denoiser)
+    size = tile_size(grid.shape, tile)
+    field = pad_field(observations, grid, denoiser, whole=not size)
     check_size(field.grid.shape, num_samples, len(denoiser.bands), name)
     reconstructor.check(field.observations, name)
     field = subtract_stars(field, name)[0] if stars else field
     stream = NoiseStream(seed, name)
-    if size := tile_size(grid.shape, tile):
+    if size:
         if not reconstructor.seamless:
             raise InputError(f"{name}: method {method} in mode {mode} knows no tiles: give a larger tile")
         tiling, _, shared = divided(field, size, denoiser, align)

@@ -82,13 +82,19 @@ def check_size(shape: tuple[int, int], count: int, bands: int, label: str) -> No
 
 
 def pad_field(
-    observations: Sequence[Observation], core: Grid, denoiser: Denoiser, sources: Mapping[str, str] | None = None
+    observations: Sequence[Observation],
+    core: Grid,
+    denoiser: Denoiser,
+    sources: Mapping[str, str] | None = None,
+    whole: bool = False,
 ) -> PaddedField:
     """Check the observations (B = 1) of a core, cut what lies outside and lay a margin around it.
 
     sources: file of each band's image, for messages. VIS gets its aliasing floor here, and a filter other than the
     scene's the scatter of its colour term; nothing else may add them. Noise that nobody said was correlated, but is, is
-    measured on the sky and told by a warning; then images far finer than their PSF are decimated.
+    measured on the sky and told by a warning; then images far finer than their PSF are decimated. An image on disk
+    stays there if what of it may lie in the core is large (ondisk.HELD); none does where the field is to be sampled
+    ``whole``.
     Raises InputError for a band or a pixel scale that the denoiser was not trained on, and for unphysical pixels.
     """
     names = [band.name for band in denoiser.bands]
@@ -101,18 +107,19 @@ def pad_field(
             raise InputError(f"{label}: the checkpoint is of another band set, {', '.join(names)}{place}")
         if not isinstance(observation, OnDisk):  # whose files are checked where they are read
             _check_pixels(observation, label, place)
-        cut = _cropped(observation, core) if isinstance(observation, OnDisk) else _cut(observation, core)
+        cut = _part_in(observation, core, whole)
         if cut is None:
             continue
         noise, is_correlated = _noise_of_sky(cut, core.scale, label, place)
-        if is_correlated:
-            correlated.append(label)
 
         def ready(seen: Observation, noise: SkyNoise | None = noise) -> Observation:
             told = seen if noise is None else noise.of(seen)
             return with_floors(at_its_resolution(told, core.scale), denoiser.bands).to(weights.device, weights.dtype)
 
-        kept.append(_counted(cut.through(ready, REACH), core) if isinstance(cut, OnDisk) else ready(cut))
+        seen = _counted(cut.through(ready, REACH), core) if isinstance(cut, OnDisk) else ready(cut)
+        if seen is not None:
+            kept.append(seen)
+            correlated += [label] * is_correlated
     if not kept:
         raise InputError(f"no observed pixel lies in the field of {core.shape[0]} × {core.shape[1]} pixels")
     reference = next((o.band.name for o in observations if o.frame.grid == core), "grid")
@@ -201,6 +208,16 @@ def _check_pixels(observation: Observation, label: str, place: str) -> None:
         raise InputError(f"{label}: {bad} pixels have no finite flux or no valid inverse variance{place}")
 
 
+def _part_in(observation: Observation, core: Grid, whole: bool) -> Observation | None:
+    """What of an observation lies in the core, in memory unless it is ``large`` and not asked for ``whole``: then all
+    that may lie there, on disk. None where nothing does."""
+    if isinstance(observation, OnDisk) and not whole:
+        cropped = _cropped(observation, core)
+        if cropped is None or cropped.large:
+            return cropped
+    return _cut(observation, core)
+
+
 def _cut(observation: Observation, core: Grid) -> Observation | None:
     """The part of an observation whose pixel centres lie in the core, others at zero weight; None where none does."""
     inside, first = _inside(observation.frame, core)
@@ -225,16 +242,17 @@ def _cropped(observation: OnDisk, core: Grid) -> OnDisk | None:
     return observation.cropped(*(range(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)))
 
 
-def _counted(observation: OnDisk, core: Grid) -> OnDisk:
-    """With the sums of its weights in the core, of which it is gone through once."""
-    total, peak = 0.0, 0.0
+def _counted(observation: OnDisk, core: Grid) -> OnDisk | None:
+    """With the sums of its weights in the core, of which it is gone through once; None where no pixel's centre is."""
+    total, peak, empty = 0.0, 0.0, True
     for top in range(0, core.shape[0], BLOCK):
         for left in range(0, core.shape[1], BLOCK):
             ends = [min(n + BLOCK, side) - side for n, side in zip((top, left), core.shape, strict=True)]
             part = _cut(observation, core.padded((-top, ends[0]), (-left, ends[1])))
             if part is not None:
                 total, peak = total + float(part.ivar.double().sum()), max(peak, float(part.ivar.max()))
-    return replace(observation, total=total, peak=peak)
+                empty = False
+    return None if empty else replace(observation, total=total, peak=peak)
 
 
 def _reach(frame: Frame, core: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -66,8 +66,13 @@ def subtract_stars(field: PaddedField, name: str) -> tuple[PaddedField, tuple[St
     Such a star is of BRIGHT or brighter in VIS, point-like, and OUTSHINES times all else. Its flux and position are
     fitted in each band; its subtraction leaves a variance of (WINGS × what it shines near by)², and zero weight where
     that is over MASKED times the sky noise. A field without VIS stays as it is, and so does
-    one with an image on disk: in so many pixels no star that is not saturated outshines all galaxies thirtyfold.
+    one with an image on disk, told by a warning: in so many pixels no star that is not saturated outshines all galaxies
+    thirtyfold.
     """
+    if large := [o.band.name for o in field.observations if isinstance(o, OnDisk)]:
+        verb = "is" if len(large) == 1 else "are"
+        warnings.warn(f"{name}: no star is subtracted, for {', '.join(large)} {verb} read part by part", stacklevel=2)
+        return field, ()
     stars: list[Star] = []
     for _ in range(_MOST):
         found = _brightest(field)
@@ -99,8 +104,6 @@ class _Point:
 
 def _brightest(field: PaddedField) -> _Point | None:
     """The star in VIS that outshines the field, if there is one."""
-    if any(isinstance(o, OnDisk) for o in field.observations):
-        return None
     for observation in field.observations:
         if observation.band.name == "VIS" and bool(observation.present.all()):
             image, ivar = _numpy(observation.image), _numpy(observation.ivar)

@@ -180,13 +180,15 @@ def test_tiles_of_other_settings_data_or_code_are_drawn_again(scene, model, tmp_
     monkeypatch.setattr(store, "code_digest", lambda: "other")
     assert cli.main(tiled(scene, model, tmp_path / "out", "--seed", "1")) == 0
     assert len(names) == 16
+    assert cli.main(tiled(scene, model, tmp_path / "out", "--seed", "1", "--guard", "false")) == 0
+    assert len(names) == 20
 
 
-@pytest.mark.parametrize("most", [mosaic.HELD, 100])
+@pytest.mark.parametrize("most", [ondisk.HELD, 100])
 def test_both_doors_lead_to_the_same_tiles(most, scene, doubting, tmp_path, monkeypatch):
     """Where images are in memory, the very same; on disk, but for the order in which weights are summed, which the
     network makes more of where it computes in bf16."""
-    monkeypatch.setattr(mosaic, "HELD", most)
+    monkeypatch.setattr(ondisk, "HELD", most)
     assert cli.main(tiled(scene, doubting, tmp_path / "out", "--seed", "5")) == 0
     told = read_reconstruction(tmp_path / "out" / "good" / "reconstruction.fits")
     field, options = read_field(scene), {"evaluations": 4, "align": False, "stars": False, "tile": 38}
