@@ -22,7 +22,7 @@ LIMIT = 5.0
 has there, but at least of 1. Noise never reaches it, nor did any ordinary source (METHOD section 7)."""
 
 SEEN = 0.2
-"""Share of the largest patch's pixels that must be observed for it to be judged."""
+"""Share of a patch's pixels that must be observed for it to be judged."""
 
 REACH, RAMP = 0.8, 0.4
 """Arcsec around a contradiction that are replaced, and half the width of the ramp in which that ends."""
@@ -66,7 +66,8 @@ def local_chi2(scenes: Tensor, posterior: GaussianPosterior) -> Tensor:
 
     squares = [(o.image - seen).square() * o.ivar for o, seen in zip(observations, model(scenes), strict=True)]
     count = patches([(o.ivar > 0).to(scenes) for o in observations])
-    judged = count > SEEN * count.amax((-2, -1), keepdim=True).clamp(min=1e-12)
+    full = model.responses.square().sum(0).view(-1, 1, 1)  # the count where all is seen: A keeps flux, so Tᵀ 1 is 1
+    judged = count > SEEN * full.clamp(min=1e-12)
     chi2 = torch.where(judged, patches(squares) / count.clamp(min=1e-12), 1.0)
     return chi2.amax(1, keepdim=True)
 
