@@ -75,5 +75,7 @@ class BandWiener(Wiener):
 
     method = "wiener-band"
 
+    seamless = False  # amplitude and belief of tiles are those of the whole Γ
+
     def covariance(self, grid: Grid) -> Tensor:
         return torch.diag_embed(super().covariance(grid).diagonal(dim1=-2, dim2=-1))

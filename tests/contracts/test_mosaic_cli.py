@@ -244,6 +244,7 @@ def test_processes_share_the_tiles(scene, model, tmp_path, monkeypatch):
     [
         (["--method", "starlet"], "method starlet (mode none) knows no tiles, and 40 × 40 pixels"),
         (["--mode", "factorized"], "method diffusion (mode factorized) knows no tiles"),
+        (["--method", "wiener-band"], "method wiener-band (mode none) knows no tiles"),
         (["--tile", "20"], "tile is 20, expected 0, or at least 32"),
         (["--num_samples", "1000000"], "take fewer samples, or smaller tiles"),
     ],
