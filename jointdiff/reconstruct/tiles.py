@@ -130,10 +130,25 @@ class Tiling:
         grid = self.field.grid.padded((-top, bottom - sides[0]), (-left, right - sides[1]))
         return View(seen_in(self.field, grid, (top, left), part.spans, CONTEXT), (top, left))
 
+    def spread(self, most: int) -> list[Tile]:
+        """At most so many tiles: all of some rows and columns that are evenly spread over the field.
+
+        As many as there are rows and columns for; where the number is the same, as far apart down as across.
+        """
+        rows, columns = (len(axis.spans) for axis in self._axes)
+        grids = [(n, min(columns, most // n)) for n in range(1, min(rows, most) + 1)]
+
+        def merit(grid: tuple[int, int]) -> tuple[int, int, float]:
+            down, across = grid
+            # One row alone says nothing of how the field changes, however many tiles it has.
+            return min(down, 2) + min(across, 2), down * across, -abs(rows / down - columns / across)
+
+        down, across = max(grids, key=merit)
+        return [self.tiles[i * columns + j] for i in _evenly(rows, down) for j in _evenly(columns, across)]
+
     def views(self, most: int) -> Iterator[View]:
-        """At most so many tiles, evenly spread over the field, each with its own data: none count twice."""
-        step = max(1, math.ceil(len(self) / most))
-        for tile in self.tiles[step // 2 :: step]:
+        """At most so many tiles, spread over the field, each with its own data: none count twice."""
+        for tile in self.spread(most):
             yield self.view(tile, 0)
 
     @cached_property
@@ -189,7 +204,8 @@ class Tiling:
     def shared(self, denoiser: Denoiser) -> Shared:
         """What all tiles take from the field, its mean on the padded grid, on the CPU.
 
-        The amplitude is that of tiles of TILE, whatever these are: fields up to that size have one, in tiles or not.
+        The amplitude is that of tiles of TILE, whatever these are: a field that is no larger, its margin included, has
+        the same one in tiles as in one piece.
         """
         amplitude = Tiling(self.field, TILE, denoiser.network.stride).amplitude(denoiser)
         return Shared(amplitude, self.weights, self.mean(denoiser, amplitude), self.belief(denoiser, amplitude))
@@ -247,6 +263,11 @@ class _Axis:
     def start(self, span: range) -> int:
         """The pixel at which the torus around a span begins; negative outside the grid."""
         return span.start - self._before
+
+
+def _evenly(side: int, count: int) -> list[int]:
+    """So many of the numbers below ``side``, each in the middle of its share."""
+    return [(2 * n + 1) * side // (2 * count) for n in range(count)]
 
 
 def _ramp(wide: range, own: range, side: int) -> Tensor:

@@ -16,7 +16,17 @@ from jointdiff.reconstruct.align import PRIOR
 from jointdiff.reconstruct.base import NoiseStream
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.field import PaddedField, pad_field
-from jointdiff.reconstruct.tiles import CONTEXT, TILE, WHOLE, Tile, Tiling, padded_crop, tile_size
+from jointdiff.reconstruct.tiles import (
+    CONTEXT,
+    MOST_EVIDENCE,
+    MOST_TOLD,
+    TILE,
+    WHOLE,
+    Tile,
+    Tiling,
+    padded_crop,
+    tile_size,
+)
 from jointdiff.reconstruct.wiener import Wiener
 from jointdiff.scene import Grid, Observation
 from jointdiff.units import SIGMA_PER_FWHM
@@ -81,6 +91,35 @@ def test_tiles_cover_a_field_once_and_are_seen_alike(shape, size):
         for span, first, side, found in spans:
             low, high = max(span.start - first - CONTEXT, 0), min(span.stop - first + CONTEXT, side)
             assert found == high - low
+
+
+@pytest.mark.parametrize(
+    ("shape", "most", "count"),
+    [
+        ((9, 9), MOST_TOLD, 9),
+        ((9, 9), MOST_EVIDENCE, 64),
+        ((17, 17), MOST_TOLD, 9),
+        ((17, 17), MOST_EVIDENCE, 64),
+        ((2, 30), MOST_TOLD, 8),
+        ((30, 3), MOST_EVIDENCE, 63),
+        ((1, 40), MOST_TOLD, 9),
+        ((3, 3), MOST_TOLD, 9),
+        ((2, 3), MOST_EVIDENCE, 6),
+    ],
+)
+def test_tiles_that_are_asked_are_spread_over_the_field(shape, most, count):
+    """As many as may be, or nearly, each once; of both halves of the rows, and of the columns, alike but for one."""
+    core = Grid.centred((32 * shape[0] - 20, 32 * shape[1] - 20), 0.1)
+    vis = _blank(untrained(PAIRS).bands[0], core, 0.2, 1.0)
+    tiling = Tiling(pad_field([vis], core, untrained(PAIRS)), 32, STRIDE)
+    assert tuple(n + 1 for n in tiling.tiles[-1].place) == shape
+    asked = [tile.place for tile in tiling.spread(most)]
+    assert len(asked) == len(set(asked)) == count <= most
+    assert [view.corner for view in tiling.views(most)] == [tiling.view(t).corner for t in tiling.spread(most)]
+    for axis, side in enumerate(shape):
+        places = {place[axis] for place in asked}
+        low, high = (sum(sign * (2 * n + 1 - side) > 0 for n in places) for sign in (-1, 1))
+        assert abs(low - high) <= 1 and (min(low, high) > 0 or side == 1)
 
 
 def test_which_fields_are_cut():
