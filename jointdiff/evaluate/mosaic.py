@@ -15,7 +15,7 @@ from scipy.ndimage import find_objects
 from jointdiff.errors import InputError
 from jointdiff.evaluate.exports import write_large_picture
 from jointdiff.evaluate.field import FieldJob, Treatment, chi2_text, misfit
-from jointdiff.evaluate.figures import save_figure, scene_figure, views_of
+from jointdiff.evaluate.figures import views_of
 from jointdiff.io.products import merge_catalogs, stream_reconstruction
 from jointdiff.io.scene_files import Field
 from jointdiff.measure.catalog import MeasureSettings
@@ -257,17 +257,9 @@ class MosaicJob(FieldJob):
             first = (n + m - k for n, m, k in zip(view.corner, view.field.corner, field.corner, strict=True))
             part = tuple(slice(n, n + side) for n, side in zip(first, view.field.core.shape, strict=True))
             truth = self.truth[:, *part]
-        figure = scene_figure(
-            views_of(seen, model(mean[None].to(seen[0].image))),
-            self.names,
-            cut(mean).numpy(),
-            cut(samples).numpy(),
-            cut(std).numpy(),
-            truth,
-            field.core.scale,
-            f"{self.field.name}, its middle tile alone ({tile.name} of {len(tiling)}), {self._reconstructor.method}",
-        )
-        save_figure(figure, folder / "figure.png")
+        title = f"{self.field.name}, its middle tile alone ({tile.name} of {len(tiling)})"
+        views = views_of(seen, model(mean[None].to(seen[0].image)))
+        self._save_picture(folder, title, views, cut(mean).numpy(), cut(samples).numpy(), cut(std).numpy(), truth)
 
 
 def job_of(
