@@ -98,9 +98,8 @@ class MosaicJob(FieldJob):
         start, tiling = time.perf_counter(), self._tiling
         self._say(f"{self._describe()}, in {len(tiling)} tiles seen on {' × '.join(map(str, tiling.shape))} each")
         settings = dict(provenance) | {"samples": self._count, "align": self._align, "name": self.field.name}
-        settings |= {"stars": repr(self._stars), "guard": self._reconstructor.guard}
         settings |= {"tile": self._size, "context": CONTEXT, "blend": BLEND, "mean": "blended"}
-        settings["precision"] = str(self._reconstructor.denoiser.network_dtype)
+        settings |= {"stars": repr(self._stars), "precision": str(self._reconstructor.denoiser.network_dtype)}
         key = key_of(self.field.observations, self.field.grid, settings)
         store = TileStore(folder / "tiles", key, tiling)
         cards, stream = self._share(store, key), NoiseStream(seed, self.field.name)

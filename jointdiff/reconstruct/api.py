@@ -40,13 +40,18 @@ BUILDERS: dict[str, Callable[[Denoiser], Reconstructor]] = {
 
 @dataclass(frozen=True)
 class SkySamples:
-    """Samples (S, C, H, W) and posterior mean (C, H, W) of a sharp sky, nJy per pixel; target_fwhm in arcsec."""
+    """Samples (S, C, H, W) and posterior mean (C, H, W) of a sharp sky, nJy per pixel; target_fwhm in arcsec.
+
+    replaced: (H, W), share of the samples for which the Gaussian posterior stands in, since the network contradicted
+    the data (METHOD section 7); None where nobody looked.
+    """
 
     samples: Tensor
     mean: Tensor
     bands: tuple[Band, ...]
     grid: Grid
     target_fwhm: float
+    replaced: Tensor | None = None
 
     @property
     def std(self) -> Tensor:
@@ -117,4 +122,6 @@ def reconstruct(
     else:
         field = align_field(field, denoiser)[0] if align else field
         draws = reconstructor.sample(field.observations, field.grid, num_samples, stream)
-    return SkySamples(field.crop(draws.samples), field.crop(draws.mean), denoiser.bands, grid, denoiser.target_fwhm)
+    samples, mean = field.crop(draws.samples), field.crop(draws.mean)
+    replaced = None if draws.replaced is None else field.crop(draws.replaced)
+    return SkySamples(samples, mean, denoiser.bands, grid, denoiser.target_fwhm, replaced)

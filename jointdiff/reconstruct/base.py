@@ -157,7 +157,8 @@ class Reconstructor(ABC):
     def provenance(self, seed: int, checkpoint: str) -> dict[str, object]:
         """What a product says of its making (io.products.PROVENANCE). checkpoint: sha256 of the weights."""
         made: dict[str, object] = {"version": version("jointdiff"), "seed": seed, "checkpoint": checkpoint}
-        return made | {"method": self.method, "mode": self.mode, "evaluations": self.evaluations}
+        made |= {"method": self.method, "mode": self.mode, "evaluations": self.evaluations}
+        return made | {"guard": self.guard}
 
     def check(self, observations: Sequence[Observation], label: str) -> None:  # noqa: B027
         """Raises InputError, naming the field ``label``, for observations that the method cannot take."""

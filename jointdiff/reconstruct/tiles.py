@@ -225,12 +225,17 @@ class Tiling:
         for tile in self.tiles:
             own = replace(shared, mean=padded_crop(shared.mean, self.view(tile).torus))
             drawn.append(self.sample(method, tile, count, stream, own))
-        like, shape = drawn[0].samples, self.field.grid.shape
-        samples, means = like.new_empty(*like.shape[:2], *shape), like.new_empty(like.shape[1], *shape)
-        for tile, draws in zip(self.tiles, drawn, strict=True):
-            samples[..., *tile.within(0, 0)] = draws.samples
-            means[..., *tile.within(0, 0)] = draws.mean
-        return Draws(samples, means, all(draws.converged for draws in drawn))
+        shares = [draws.replaced for draws in drawn if draws.replaced is not None]
+        samples, mean = (self._joined([getattr(draws, cube) for draws in drawn]) for cube in ("samples", "mean"))
+        replaced = self._joined(shares) if shares else None
+        return Draws(samples, mean, all(draws.converged for draws in drawn), replaced=replaced)
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        """(…, H, W) on the padded grid, of what each tile has, (…, h, w)."""
+        image = parts[0].new_empty(*parts[0].shape[:-2], *self.field.grid.shape)
+        for tile, part in zip(self.tiles, parts, strict=True):
+            image[..., *tile.within(0, 0)] = part
+        return image
 
 
 def divided(field: PaddedField, size: int, denoiser: Denoiser, align: bool) -> tuple[Tiling, Alignment | None, Shared]:

@@ -1,39 +1,78 @@
-"""What the reconstruct command flags: a network that contradicts the data, noise that was measured."""
+"""What the reconstruct command flags: a network that contradicts the data, which the library tells, too; measured noise."""
+
+import json
 
 import pytest
 
 from jointdiff import cli
 from jointdiff.diffusion.denoiser import Denoiser
-from jointdiff.io.products import read_catalog
+from jointdiff.io.products import read_catalog, read_reconstruction
+from jointdiff.io.scene_files import read_field
 from jointdiff.measure.catalog import CORRELATED_NOISE, GAUSSIAN
-from jointdiff.reconstruct.checkpoint import save_denoiser
+from jointdiff.reconstruct import tiles
+from jointdiff.reconstruct.api import reconstruct
+from jointdiff.reconstruct.checkpoint import load_denoiser, save_denoiser
 from tests.contracts.test_reconstruct_cli import BANDS, command, plant
 from tests.denoisers import untrained
 from tests.scene_folders import edit_yaml, write_good_scene
 
 
-def test_sources_on_which_the_network_contradicts_the_data_are_flagged(tmp_path, monkeypatch, capsys):
-    """A network that takes all light away; unless --guard false lets it."""
-    scene, model = write_good_scene(tmp_path / "good"), tmp_path / "model"
-    save_denoiser(untrained(BANDS), model)
-    plant(scene, 400)
+@pytest.fixture
+def denying(request, tmp_path, monkeypatch):
+    """A checkpoint whose network takes all light away; or one that knows of errors of the observations, besides."""
+    folder = tmp_path / "model"
+    save_denoiser(untrained(BANDS), folder)
+    if getattr(request, "param", "sure") == "doubting":
+        described = json.loads((folder / "config.json").read_text()) | {"levels": [0.02, 0.01, 0.015, 0.1]}
+        (folder / "config.json").write_text(json.dumps(described))
 
     def without(self, x, sigma, conditioning, symmetries=()):
         return -conditioning.posterior.given(x, sigma).mean
 
     monkeypatch.setattr(Denoiser, "correction", without)
+    monkeypatch.setattr(tiles, "CONTEXT", 20)
+    return folder
+
+
+@pytest.fixture
+def scene(tmp_path):
+    return write_good_scene(tmp_path / "good")
+
+
+@pytest.mark.parametrize(
+    ("denying", "options"),
+    [("sure", []), ("doubting", []), ("doubting", ["--tile", "38", "--align", "false"])],
+    indirect=["denying"],
+)
+def test_sources_on_which_the_network_contradicts_the_data_are_flagged(options, scene, denying, tmp_path, capsys):
+    """And headers say whether it was looked for; --guard false lets the network have its way."""
+    plant(scene, 400)
     flags = {}
     for guard in ("true", "false"):
-        assert cli.main(command(scene, model, tmp_path / guard, "--guard", guard)) == 0
+        assert cli.main(command(scene, denying, tmp_path / guard, "--guard", guard, *options)) == 0
         told = "are the Gaussian posterior's, for the network contradicted the data there (flag 512)"
         assert (told in capsys.readouterr().out) == (guard == "true")
-        flags[guard] = read_catalog(tmp_path / guard / "catalog.fits")["flags"] & GAUSSIAN
+        catalog = read_catalog(tmp_path / guard / "catalog.fits")
+        flags[guard] = catalog["flags"] & GAUSSIAN
+        made = read_reconstruction(tmp_path / guard / "good" / "reconstruction.fits").provenance
+        assert made["guard"] is catalog.meta["GUARD"] is (guard == "true")
     assert len(flags["true"]) and flags["true"].any() and not flags["false"].any()
 
 
+@pytest.mark.parametrize("tile", [0, 38])
+def test_the_library_says_where_samples_gave_way(tile, scene, denying):
+    """At the source that the network denies; where each pixel's share belongs is a law of tiles."""
+    plant(scene, 400)
+    field, options = read_field(scene), {"evaluations": 4, "align": False, "stars": False, "tile": tile}
+    seen = field.observations, load_denoiser(denying), 3
+    told = reconstruct(*seen, name=field.name, grid=field.grid, **options).replaced
+    assert told is not None and told.shape == field.grid.shape
+    assert told[22, 18] == 1
+    assert reconstruct(*seen, grid=field.grid, guard=False, **options).replaced is None
+
+
 @pytest.mark.parametrize("measured", [True, False, None])
-def test_noise_that_ingest_measured_is_flagged_as_if_reconstruct_had(measured, model, tmp_path):
-    scene = write_good_scene(tmp_path / "good")
+def test_noise_that_ingest_measured_is_flagged_as_if_reconstruct_had(measured, scene, model, tmp_path):
     plant(scene, 400)
     if measured is not None:
         edit_yaml(scene, lambda content: content["observations"][1].update(noise_measured=measured))

@@ -11,8 +11,7 @@ import pytest
 from astropy.io import fits
 from matplotlib.image import imread
 
-from jointdiff import cli
-from jointdiff.evaluate import mosaic
+from jointdiff import cli, ondisk
 from jointdiff.evaluate.field import FieldJob, Treatment
 from jointdiff.evaluate.mosaic import MosaicJob, Workers
 from jointdiff.io.products import read_catalog, read_reconstruction
