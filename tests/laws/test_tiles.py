@@ -13,7 +13,7 @@ from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.nuisances import Levels, nuisances_of
 from jointdiff.reconstruct import align
 from jointdiff.reconstruct.align import PRIOR
-from jointdiff.reconstruct.base import NoiseStream
+from jointdiff.reconstruct.base import Draws, NoiseStream, Shared
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.field import PaddedField, pad_field
 from jointdiff.reconstruct.tiles import (
@@ -40,7 +40,7 @@ STRIDE = 4
 SAMPLES = 6
 
 
-def field(observed=lambda o: o) -> PaddedField:
+def field(observed=lambda o: o, brighter: float = 1.0) -> PaddedField:
     """VIS and two ground bands of a long field with four sources, the third in the middle: on the seam of two tiles."""
     generator, denoiser = torch.Generator().manual_seed(0), untrained(PAIRS)
     grids = CORE, Grid.centred((48, 18), 0.2), Grid.centred((57, 21), 0.168)
@@ -51,7 +51,7 @@ def field(observed=lambda o: o) -> PaddedField:
     sky = torch.zeros(1, 3, *big.shape)
     for row, column, flux in ((18, 20, 400.0), (30, 12, 150.0), (48, 18, 300.0), (76, 25, 600.0)):
         light = torch.tensor(np.exp(-((y - row - 30) ** 2 + (x - column - 30) ** 2) / (2 * (4 * SIGMA_PER_FWHM) ** 2)))
-        sky += flux * (light / light.sum()).float() * torch.tensor([1.0, 0.7, 1.3]).view(1, 3, 1, 1)
+        sky += brighter * flux * (light / light.sum()).float() * torch.tensor([1.0, 0.7, 1.3]).view(1, 3, 1, 1)
     images = ForwardModel(big, denoiser.bands, denoiser.target_fwhm, empty)(sky)
     noisy = [
         replace(o, image=a + o.ivar.rsqrt() * torch.randn(o.image.shape, generator=generator))
@@ -188,6 +188,25 @@ def test_nothing_is_seen_of_a_seam_in_pixels():
     jump, usual = (crop(s)[..., 1:, :] - crop(s)[..., :-1, :] for s in (tiled, one))
     row = seam - tiling.field.corner[0] - 1  # the step across the seam is that of any two rows
     assert jump[..., row, :].std() == pytest.approx(float(usual[..., row, :].std()), rel=0.02)
+
+
+class Marking(Wiener):
+    """Draws what only the place of a pixel tells."""
+
+    def sample(self, observations, grid, count, stream) -> Draws:
+        like = observations[0].image
+        samples = stream.white(range(count), grid, like, "samples", 3)
+        return Draws(samples, samples[0], replaced=stream.white(range(1), grid, like)[0])
+
+
+def test_all_that_is_drawn_of_tiles_is_joined_in_its_place():
+    seen, stream, method = field(), NoiseStream(2, "a"), Marking(untrained(PAIRS))
+    tiling = Tiling(seen, 40, STRIDE)
+    shared = Shared(torch.ones(1), tiling.weights, torch.zeros(1, 3, *seen.grid.shape))
+    ours, theirs = tiling.sample_all(method, 2, stream, shared), method.sample(seen.observations, seen.grid, 2, stream)
+    assert len(tiling) > 2 and ours.replaced is not None and theirs.replaced is not None
+    for one, other in zip(vars(ours).values(), vars(theirs).values(), strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def test_the_amplitude_of_tiles_is_that_of_the_field():
