@@ -1,4 +1,4 @@
-"""What the reconstruct command flags: a network that contradicts the data, which the library tells, too; measured noise."""
+"""What the reconstruct command flags: a network that contradicts the data, as the library tells too; measured noise."""
 
 import json
 
