@@ -254,7 +254,7 @@ class GaussianPosterior:
         self.covariance = torch.cholesky_inverse(self.lower)  # S: a product is several times faster than a solution
 
         start = self._covariance(even_data) if start is None else start
-        self._max_steps, self._stop = max_steps, (tolerance, max_steps)
+        self._stop = tolerance, max_steps
         self.mean = self._solve(self.weighted_data, start)
         self._precision_mean = apply(self.precision, spectrum(self.mean))  # P̄ μ₀
 
@@ -267,12 +267,12 @@ class GaussianPosterior:
         norm = (rhs * self._covariance(rhs)).flatten(1).mean(1).clamp(min=1e-30).sqrt().view(-1, 1, 1, 1)
         unit = rhs / norm
         start = self._covariance(unit)
-        return norm * conjugate_gradient(self._operator, self._covariance, unit, start, tolerance, self._max_steps)
+        return norm * conjugate_gradient(self._operator, self._covariance, unit, start, tolerance, self._stop[1])
 
     def answer(self, rhs: Tensor, error: float) -> Tensor:
         """P⁻¹ rhs likewise, each to ``error`` posterior standard deviations along any one direction."""
         start, tolerance = self._covariance(rhs), error / rhs[0].numel() ** 0.5
-        return conjugate_gradient(self._operator, self._covariance, rhs, start, tolerance, self._max_steps)
+        return conjugate_gradient(self._operator, self._covariance, rhs, start, tolerance, self._stop[1])
 
     def _solve(self, rhs: Tensor, start: Tensor, stop: tuple[float, int] | None = None) -> Tensor:
         return conjugate_gradient(self._operator, self._covariance, rhs, start, *(stop or self._stop))

@@ -13,6 +13,7 @@ from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.evaluate.bars import BRIGHT, COLUMNS, ENOUGH, RAW_WIDTH, RAW_WIDTH_BRIGHT, SCALED_COVERAGE, Bar
 from jointdiff.evaluate.calibration import COVERAGE_LEVEL
 from jointdiff.evaluate.figures import FAINT, INK, clean
+from jointdiff.evaluate.score_figures import BAND_PALETTE
 from jointdiff.evaluate.scores import SCALED
 from jointdiff.evaluate.suite import Kept, Outcome, Row, format_rows, table_of
 from jointdiff.evaluate.validation import METHOD, Validation
@@ -48,8 +49,6 @@ _PRINTED = {
     "crps_ratio": ("CRPS", "{}"),
     "image_error_typical_ratio": ("image error", "{}"),
 }
-
-_COLOURS = ("#222222", "#3b6fb6", "#3f9a6b", "#d98032", "#c0504d", "#7a4a2a", "#a4508b")
 
 
 def study(runs: Mapping[int, Trained], trials: Validation, kept: Kept) -> Outcome:
@@ -159,7 +158,9 @@ def _lines(axes: Axes, rows: Sequence[Row], key: str) -> None:
         x = [row["steps"] * 1.03 ** (number - (len(bands) - 1) / 2) for row in own]
         value, low, high = ([row.get(key + end, math.nan) for row in own] for end in ("", "_low", "_high"))
         below, above = ([abs(a - b) for a, b in zip(value, ends, strict=True)] for ends in (low, high))
-        axes.errorbar(x, value, [below, above], fmt="o-", ms=4, lw=1.2, color=_COLOURS[number % 7], label=band)
+        axes.errorbar(
+            x, value, [below, above], fmt="o-", ms=4, lw=1.2, color=BAND_PALETTE[number % len(BAND_PALETTE)], label=band
+        )
     axes.set_xscale("log")
     axes.minorticks_off()
     steps = sorted({row["steps"] for row in rows})

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PALETTE = ("#3b6fb6", "#d98032", "#3f9a6b", "#a4508b", "#7a6a55")
 """Colours of the methods, the first one ours."""
 
+BAND_PALETTE = ("#222222", "#3b6fb6", "#3f9a6b", "#d98032", "#c0504d", "#7a4a2a", "#a4508b")
+"""Colours of the bands, in the order of the scene's channels."""
+
 _LARGEST = 0.5
 """Relative flux errors beyond this are drawn at the rim."""
 

@@ -18,6 +18,7 @@ from jointdiff.decimate import at_its_resolution
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.evaluate.calibration import COVERAGE_LEVEL
 from jointdiff.evaluate.figures import FAINT, INK, clean
+from jointdiff.evaluate.score_figures import BAND_PALETTE
 from jointdiff.evaluate.suite import ALL, Kept, Outcome, Row, format_rows, score_rows, table_of
 from jointdiff.evaluate.validation import METHOD, Validation
 from jointdiff.reconstruct.diffusion import Diffusion
@@ -187,13 +188,12 @@ def figure(rows: Sequence[Row], names: Sequence[str]) -> Figure:
     told = {str(row["condition"]): str(row["says"]) for row in rows}
     places = {condition: -place for place, condition in enumerate(told)}
     drawn = Figure(figsize=(14, 0.36 * len(told) + 1.6), facecolor="white", layout="constrained")
-    colours = ("#222222", "#3b6fb6", "#3f9a6b", "#d98032", "#c0504d", "#7a4a2a", "#a4508b")
     for axes, (key, title, ideal) in zip(drawn.subplots(1, len(columns), sharey=True), columns, strict=True):
         axes.axvline(ideal, color=FAINT, lw=0.9, zorder=0)
         for row in rows:
             place = places[str(row["condition"])]
             if row["method"] == METHOD and row["band"] != ALL:
-                colour = colours[list(names).index(str(row["band"])) % len(colours)]
+                colour = BAND_PALETTE[list(names).index(str(row["band"])) % len(BAND_PALETTE)]
                 label = str(row["band"]) if place == 0 else None
                 axes.plot(row[key], place, "o", ms=4, color=colour, alpha=0.75, label=label)
             elif row["band"] == ALL:

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,12 @@ class Exposure:
     def grid(self, centre: tuple[float, float]) -> Grid:
         """The image's grid in the tangent plane about ``centre`` (ra, dec, degrees)."""
         return fit_grid(self.wcs, self.image.shape, centre, self.band.name, self.place)
+
+    def part(self, rows: slice, columns: slice) -> "Exposure":
+        """Some of its rows and columns, in their place on the sky. Of images that are held."""
+        assert self.read is None, f"{self.band.name}: on disk"
+        image, ivar, wcs = self.image[rows, columns], self.ivar[rows, columns], self.wcs[rows, columns]
+        return replace(self, image=image, ivar=ivar, wcs=wcs)
 
 
 def read_exposure(entry: Entry, folder: Path, most: int | None = None) -> Exposure:

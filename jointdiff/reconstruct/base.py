@@ -147,6 +147,11 @@ class Reconstructor(ABC):
         """Whether tiles of one field, sampled each by itself, meet without a seam."""
         return False
 
+    @property
+    def belief(self) -> Belief | None:
+        """Of the errors of a field's observations, where a tile of it is sampled; None for what its own data tell."""
+        return self.shared.belief if self.shared else None
+
     def sharing(self, shared: Shared) -> "Reconstructor":
         """The same method for the tiles of a field. The method must be seamless."""
         assert self.seamless, f"{self.method} knows no tiles"

@@ -69,7 +69,7 @@ class Diffusion(Reconstructor):
         amplitude, uncertain = posterior.amplitude.to(observations[0].image.dtype), self.denoiser.levels
         if uncertain and self.mode == "factorized":  # whose posterior has the observations in another order
             whole = self.denoiser.condition(observations, grid, amplitude).posterior
-        nuisances = nuisances_of(whole, uncertain, self.shared.belief if self.shared else None)
+        nuisances = nuisances_of(whole, uncertain, self.belief)
         belief = nuisances.belief
         levels = levels_of(self._solver, posterior, self.evaluations)
         fields, channels = fields_of(self._solver, levels), posterior.mean.shape[1]

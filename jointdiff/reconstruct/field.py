@@ -19,7 +19,7 @@ from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
 from jointdiff.forward import with_floors
 from jointdiff.ondisk import OnDisk
-from jointdiff.reconstruct.noise import MOST, SkyNoise, shared_noise
+from jointdiff.reconstruct.noise import SkyNoise, middle_of, shared_noise
 from jointdiff.scene import Frame, Grid, Observation
 
 MARGIN = 2.0
@@ -170,8 +170,7 @@ def _noise_of_sky(observation: Observation, scale: float, label: str, place: str
     Of images that are not held, the middle tells.
     """
     if isinstance(observation, OnDisk):
-        middles = [(max(side - MOST, 0) // 2, side) for side in observation.frame.grid.shape]
-        observation = observation.window(*(range(first, min(first + MOST, side)) for first, side in middles))
+        observation = observation.window(*middle_of(observation.frame.grid.shape))
     shared = shared_noise(observation, scale)
     if shared is None:
         return None, False

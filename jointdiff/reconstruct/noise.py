@@ -89,6 +89,12 @@ def shared_noise(observation: Observation, scale: float) -> SharedNoise | None:
     return SharedNoise(correlation, noise if plausible else None)
 
 
+def middle_of(shape: tuple[int, ...]) -> list[range]:
+    """Rows and columns of an image's middle, on which its noise is measured: all, where they are not many."""
+    firsts = [max(side - MOST, 0) // 2 for side in shape]
+    return [range(first, min(first + MOST, side)) for first, side in zip(firsts, shape, strict=True)]
+
+
 def with_noise(product: Product, scale: float) -> Product:
     """A product of an archive with the noise that its sky shows, as reconstruction would find it; a note says so.
 
@@ -96,17 +102,15 @@ def with_noise(product: Product, scale: float) -> Product:
     scale: of the scene's pixels, arcsec.
     """
     exposure = product.exposure
-    rows, columns = (slice(max(0, n - MOST) // 2, max(0, n - MOST) // 2 + MOST) for n in exposure.image.shape)
-    image, ivar = exposure.image[rows, columns], exposure.ivar[rows, columns]
-    middle = replace(exposure, image=image, ivar=ivar, wcs=exposure.wcs[rows, columns])
-    observation = place_on_sky(middle, middle)
+    part = exposure.part(*(slice(span.start, span.stop) for span in middle_of(exposure.image.shape)))
+    observation = place_on_sky(part, part)
     shared = shared_noise(observation, scale)
     if shared is None:
         return product
     if shared.noise is not None:
         power = shared.noise.of(observation).correlation
         assert power is not None
-        lags = correlation_function(power, image.shape, MAX_LAG)[0]
+        lags = correlation_function(power, part.image.shape, MAX_LAG)[0]
         told = exposure.ivar / np.float32(shared.noise.level)
         exposure = replace(exposure, ivar=told, correlation=_numpy(lags))
     return replace(product, exposure=replace(exposure, noise_measured=True), notes=(*product.notes, str(shared)))

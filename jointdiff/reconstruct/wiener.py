@@ -54,7 +54,7 @@ class Wiener(Reconstructor):
         error = float(posterior.error(posterior.mean))
         if error > CONVERGED:
             warnings.warn(f"{stream.name}: its Wiener mean is off by {error:.2f} standard deviations", stacklevel=2)
-        nuisances = nuisances_of(posterior, self.denoiser.levels, self.shared.belief if self.shared else None)
+        nuisances = nuisances_of(posterior, self.denoiser.levels, self.belief)
         belief = nuisances.belief
         mean = nuisances.sky(belief.mean[None])[0]
         samples, errors = [], []

@@ -83,12 +83,12 @@ def cut(product: Product, wanted: Wanted) -> Product:
     """The square of a product. Raises InputError where its centre is outside the image, or all of it is masked."""
     exposure = product.exposure
     rows, columns = wanted.part(exposure.wcs, exposure.image.shape, exposure.band.name, exposure.place)
-    image, ivar = exposure.image[rows, columns], exposure.ivar[rows, columns]
-    if not ivar.any():
-        raise InputError(f"{exposure.band.name}: all {ivar.size} pixels are masked ({exposure.place})")
+    inside = exposure.part(rows, columns)
+    if not inside.ivar.any():
+        raise InputError(f"{exposure.band.name}: all {inside.ivar.size} pixels are masked ({exposure.place})")
     unknown = None if product.unknown is None else product.unknown[rows, columns]
-    part = Product(replace(exposure, image=image, ivar=ivar, wcs=exposure.wcs[rows, columns]), product.notes, unknown)
-    height, width = (side * _pixel(exposure.wcs) for side in image.shape)
+    part = Product(inside, product.notes, unknown)
+    height, width = (side * _pixel(exposure.wcs) for side in inside.image.shape)
     if min(height, width) > wanted.side - 2 * _pixel(exposure.wcs):
         return part
     return replace(part, notes=(*part.notes, f"the image ends within it: {height:.1f} × {width:.1f} arcsec"))
