@@ -240,9 +240,12 @@ def validator(config: Config, accelerator):
 
 def calibration(config: Config, denoiser, weights: str, old=None, progress: bool = False):
     """The Calibration of trained weights (their sha256), on validation scenes; what ``old`` holds and the settings
-    still ask for, or do not, is kept. Raises InputError for too few sources to compare the modes on.
+    still ask for, or do not, is kept. The denoiser is given network_errors before its others are measured.
+
+    Raises InputError for too few sources to compare the modes on.
     """
     from jointdiff.evaluate import conformal
+    from jointdiff.evaluate.network_errors import fit_network_errors
     from jointdiff.measure.conformal import Calibration, quantities
 
     settings, device = config.calibration, denoiser.wavenumbers.device
@@ -254,8 +257,10 @@ def calibration(config: Config, denoiser, weights: str, old=None, progress: bool
         settings.samples,
         {quantity.column for quantity in quantities([band.name for band in denoiser.bands])},
     )
-    if settings.scenes and not (errors and (errors.scenes, errors.samples, set(errors.scales)) == wanted):
+    held = errors and denoiser.network_errors and (errors.scenes, errors.samples, set(errors.scales)) == wanted
+    if settings.scenes and not held:
         trials = _validation(config, "validation", settings.scenes, 0, "calibration", settings.samples, device)
+        denoiser.network_errors = fit_network_errors(trials, denoiser, progress)
         errors = conformal.measure_errors(trials, denoiser, progress)
     if settings.mode_scenes and not (modes and modes.scenes == settings.mode_scenes):
         trials = _validation(config, "validation", settings.mode_scenes, 0, "modes", 2, device)

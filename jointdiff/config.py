@@ -202,17 +202,19 @@ def train(config: Config) -> None:
 
 
 def _calibrate(config: Config, device=None):
-    """The run's calibration.json, fitted where it is missing or of other settings or weights."""
+    """The run's calibration.json, fitted where it is missing or of other settings or weights, and network_errors."""
     from jointdiff.measure.conformal import read_calibration
-    from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser
+    from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser, state_network_errors
 
     folder = Path(config.run) / "model"
     try:
         old = read_calibration(folder)
     except InputError:  # of other weights, or broken: made again
         old = None
-    new = build.calibration(config, load_denoiser(folder, device), fingerprint(folder), old, progress=True)
+    denoiser = load_denoiser(folder, device)
+    new = build.calibration(config, denoiser, fingerprint(folder), old, progress=True)
     if new != old and (new.errors or new.modes):
+        state_network_errors(denoiser, folder)  # first, for the factors are of samples that allow for them
         new.write(folder)
     return new
 
@@ -279,11 +281,13 @@ def evaluate(config: EvaluateConfig) -> None:
     run = Path(config.run)
     _use_cores()
     refuse_other_run(config, run)
+    scoreboard = config.suite == "scoreboard" and not config.leave_one_out
+    calibration = _calibrate(config) if scoreboard else None  # first: it may find the network's errors
     denoiser = load_denoiser(run / "model")
     provenance = Diffusion(denoiser, config.sampling.evaluations).provenance(config.seed, fingerprint(run / "model"))
     if config.leave_one_out:
         return suites.leave_one_out(config.leave_one_out, config, denoiser, provenance)
-    if config.suite != "scoreboard":
+    if calibration is None:
         return suites.run(config.suite, config, denoiser, provenance)
-    print(suites.scoreboard(config, denoiser, provenance, _calibrate(config)))
+    print(suites.scoreboard(config, denoiser, provenance, calibration))
     print(_ENDING.format(run=run, python=_program("python"), tensorboard=_program("tensorboard")))

@@ -67,7 +67,8 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
 
     bands: ((name, filter), …). pixel_scale, target_fwhm: arcsec. wavenumbers: the number K of tabulated Γ(k).
     widths, blocks: of the network (see UNet). levels: deviations of what nobody knows of an observation
-    (nuisances.Levels), which samples allow for.
+    (nuisances.Levels), which samples allow for. network_errors: of the network at sources, relative to their light, by
+    band, which samples allow for, too (reconstruct/refine.py); none where nobody measured them.
     """
 
     wavenumbers: Tensor
@@ -82,8 +83,14 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         widths: Sequence[int],
         blocks: int,
         levels: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+        network_errors: Sequence[float] = (),
     ):
         super().__init__()
+        if len(network_errors) not in (0, len(bands)) or not all(0 <= e < 1 for e in network_errors):
+            raise ValueError(
+                f"network_errors are {list(network_errors)}, expected one of 0 to 1 for each band, or none"
+            )
+        self.network_errors = tuple(network_errors)
         self.levels = Levels(*levels)
         self.bands = tuple(Band(name, curve) for name, curve in bands)
         self.pixel_scale, self.target_fwhm = pixel_scale, target_fwhm

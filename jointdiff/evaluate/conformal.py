@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
+from torch import Tensor
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.evaluate.calibration import COVERAGE_LEVEL
@@ -30,6 +31,7 @@ from jointdiff.measure.photometry import aperture_map, fluxes
 from jointdiff.measure.shapes import half_light_radius
 from jointdiff.reconstruct.base import NoiseStream
 from jointdiff.reconstruct.diffusion import Diffusion
+from jointdiff.scene import Grid
 
 EDGES = (3.0, 10.0, 30.0, 100.0, 300.0)
 """Between bins of observed signal to noise. Steps, not a curve through them: in a bin the fitted share is exact."""
@@ -177,16 +179,21 @@ def compare_modes(trials: Validation, denoiser: Denoiser, progress: bool = False
     """Disagreement (K,) of the modes on the sources of each simulated scene."""
     from rich.progress import track
 
-    names = [band.name for band in denoiser.bands]
     methods = [Diffusion(denoiser, trials.evaluations, mode=mode) for mode in ("amortized", "factorized")]
-    scale, found = trials.grid.scale, []
+    found = []
     for trial in track(trials.trials, "comparing modes", disable=not progress):
         stream = NoiseStream(trials.seed, f"modes {trial.name}")
         ours, other = (
             method.sample(trial.observations, trials.grid, count, stream).samples
             for method, count in zip(methods, MODE_SAMPLES, strict=True)
         )
-        segments = find_sources(ours, ours.mean(0), names, target_fwhm=denoiser.target_fwhm, scale=scale)
-        circles = aperture_map(segments.x, segments.y, MeasureSettings().aperture / scale, segments.labels.shape)
+        circles = apertures(ours, denoiser, trials.grid)
         found.append(disagreement(*(fluxes(samples.cpu(), circles).numpy() for samples in (ours, other))))
     return found
+
+
+def apertures(samples: Tensor, denoiser: Denoiser, grid: Grid) -> Tensor:
+    """Those of the catalog (measure/photometry.py's map), about the sources that samples (S, C, H, W) show."""
+    names = [band.name for band in denoiser.bands]
+    found = find_sources(samples, samples.mean(0), names, target_fwhm=denoiser.target_fwhm, scale=grid.scale)
+    return aperture_map(found.x, found.y, MeasureSettings().aperture / grid.scale, found.labels.shape)

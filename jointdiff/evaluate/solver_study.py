@@ -48,7 +48,7 @@ def study(denoiser: Denoiser, trials: Validation, kept: Kept) -> Outcome:
                 continue
 
             def make(solver=solver, count=count) -> list[Row]:
-                return _score(Diffusion(denoiser, count, solver, guard=False), trials, names)
+                return _score(Diffusion(denoiser, count, solver, guard=False, refine=False), trials, names)
 
             found = kept.rows(f"{solver}_{count:02d}", make)
             rows += [{"solver": solver, "evaluations": float(count)} | row for row in found if row["method"] == METHOD]

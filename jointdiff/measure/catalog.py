@@ -27,7 +27,7 @@ FLAGS = {
     8: "over 10 percent of the source's light is masked in an observed band",
     16: "shape undefined on more than half of the samples",
     32: "a band has correlated noise, its spectrum and level estimated from sky pixels, or white for want of them",
-    64: "ground data were in part taken in with the covariance of the prior, for the network's did not converge",
+    64: "a linear system of the samples did not converge: ground data taken in with the prior's covariance, or in part",
     128: "near a star that outshone the field, was subtracted and is masked",
     256: "the amortized and the factorized mode disagree by more than MODETHR, as MODERATE of sound sources "
     "do; without MODETHR it was not looked at",

@@ -36,6 +36,10 @@ class NoiseStream:
     seed: int
     name: str
 
+    def apart(self, purpose: str) -> "NoiseStream":
+        """Another stream of the scene's."""
+        return NoiseStream(self.seed, f"{self.name} {purpose}")
+
     def white(self, numbers: range, grid: Grid, like: Tensor, purpose: str = "sky", channels: int = 0) -> Tensor:
         """White noise of the samples ``numbers`` on the pixels of a grid, (S, channels, H, W) or, for none, (S, H, W).
 
@@ -130,7 +134,8 @@ class Reconstructor(ABC):
     denoiser: holds what all methods share: the bands, the pixel scale, the target PSF and Γ.
     method, mode, evaluations: of the network per sample; None where a method has no such thing.
     shared: of the field that it samples a tile of; None for a whole one. guard: whether the Gaussian posterior stands
-    in where a sample contradicts the data (guard.py).
+    in where a sample contradicts the data (guard.py). network_errors: that its samples allow for (refine.py), by band;
+    none where it has no network, or takes it at its word.
     """
 
     method: str
@@ -138,6 +143,7 @@ class Reconstructor(ABC):
     evaluations: int | None = None
     shared: Shared | None = None
     guard: bool = False
+    network_errors: tuple[float, ...] = ()
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser
@@ -163,7 +169,8 @@ class Reconstructor(ABC):
         """What a product says of its making (io.products.PROVENANCE). checkpoint: sha256 of the weights."""
         made: dict[str, object] = {"version": version("jointdiff"), "seed": seed, "checkpoint": checkpoint}
         made |= {"method": self.method, "mode": self.mode, "evaluations": self.evaluations}
-        return made | {"guard": self.guard}
+        told = " ".join(f"{error:g}" for error in self.network_errors) or None
+        return made | {"guard": self.guard, "network_errors": told}
 
     def check(self, observations: Sequence[Observation], label: str) -> None:  # noqa: B027
         """Raises InputError, naming the field ``label``, for observations that the method cannot take."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.errors import InputError
+from jointdiff.io.atomic import atomic_path
 from jointdiff.settings import Precision
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -41,6 +42,14 @@ def save_denoiser(denoiser: Denoiser, folder: str | Path) -> None:
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def state_network_errors(denoiser: Denoiser, folder: str | Path) -> None:
+    """Write a denoiser's network_errors, found since it was saved, into the config.json of its checkpoint."""
+    file = Path(folder) / CONFIG
+    content = json.loads(file.read_text(encoding="utf-8")) | {"network_errors": denoiser.network_errors}
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def network_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

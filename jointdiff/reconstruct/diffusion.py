@@ -16,6 +16,7 @@ from jointdiff.gaussian import GaussianPosterior
 from jointdiff.nuisances import nuisances_of
 from jointdiff.reconstruct.base import CHUNK, Draws, NoiseStream, Reconstructor, chunks
 from jointdiff.reconstruct.guard import guarded
+from jointdiff.reconstruct.refine import refined
 from jointdiff.reconstruct.wiener import stop_of
 from jointdiff.scene import Grid, Observation
 
@@ -31,7 +32,8 @@ class Diffusion(Reconstructor):
 
     evaluations: of the network per sample, at least 3. solver: one of SOLVERS. mode: one of MODES; ``factorized`` takes
     derivatives of the network, which then computes in float32, and raises InputError for a sky without VIS. guard:
-    let the Gaussian posterior speak where a sample contradicts the data (guard.py).
+    let the Gaussian posterior speak where a sample contradicts the data (guard.py). refine: let the data speak where
+    the network is known to be less exact than they are (refine.py).
     """
 
     method = "diffusion"
@@ -43,6 +45,7 @@ class Diffusion(Reconstructor):
         solver: str = DEFAULT,
         mode: str = "amortized",
         guard: bool = True,
+        refine: bool = True,
     ):
         if mode == "factorized":
             denoiser = copy(denoiser)  # the weights are the caller's, the precision is not
@@ -53,6 +56,7 @@ class Diffusion(Reconstructor):
         self.evaluations: int = evaluations
         self.mode: str = mode
         self._solver, self.guard = solver, guard
+        self.network_errors = denoiser.network_errors if refine else ()
 
     @property
     def seamless(self) -> bool:
@@ -69,11 +73,11 @@ class Diffusion(Reconstructor):
         amplitude, uncertain = posterior.amplitude.to(observations[0].image.dtype), self.denoiser.levels
         if uncertain and self.mode == "factorized":  # whose posterior has the observations in another order
             whole = self.denoiser.condition(observations, grid, amplitude).posterior
-        nuisances = nuisances_of(whole, uncertain, self.belief)
+        nuisances, light = nuisances_of(whole, uncertain, self.belief), whole.mean
         belief = nuisances.belief
         levels = levels_of(self._solver, posterior, self.evaluations)
         fields, channels = fields_of(self._solver, levels), posterior.mean.shape[1]
-        samples, shares, errors, converged = [], [], [], True
+        samples, shares, errors, led, told = [], [], [], True, True
         for numbers in chunks(count, BATCH[self.mode]):
             noise = [stream.white(numbers, grid, posterior.mean, f"sky {n}", channels) for n in range(fields)]
             (white,) = stream.normal(numbers, [(belief.count,)], posterior.mean)
@@ -81,19 +85,25 @@ class Diffusion(Reconstructor):
             if belief.count:
                 images, start = nuisances.corrected(errors[-1]), nuisances.sky(errors[-1])
                 posterior, residual, convergence = self._told(images, grid, amplitude, start)
-            seen = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
-            drawn = SOLVERS[self._solver](partial(residual, symmetries=seen), posterior, levels, noise)
+            views = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
+            drawn = SOLVERS[self._solver](partial(residual, symmetries=views), posterior, levels, noise)
+            if self.network_errors:
+                seen = posterior.model, posterior.observations, light
+                drawn, found = refined(drawn, *seen, self.network_errors, numbers, stream)
+                told = told and found
             if self.guard:
                 drawn, share = guarded(drawn, posterior, partial(self._gaussian, posterior, numbers, noise[0], stream))
                 shares.append(share)
             samples.append(drawn)
-            converged = converged and convergence.converged
+            led = led and convergence.converged
         drawn = torch.cat(samples).to(amplitude)
-        if not converged:
+        if not led:
             text = "the ground data were in part taken in with the covariance of Γ, for the network's did not converge"
             warnings.warn(f"{stream.name}: {text}", stacklevel=2)
+        if not told:
+            warnings.warn(f"{stream.name}: the data were asked in part only what the network gets wrong", stacklevel=2)
         replaced = torch.cat(shares).mean((0, 1)) if shares else None
-        return Draws(drawn, drawn.mean(0), converged, nuisances.offsets(torch.cat(errors)), replaced)
+        return Draws(drawn, drawn.mean(0), led and told, nuisances.offsets(torch.cat(errors)), replaced)
 
     def _gaussian(self, posterior: GaussianPosterior, numbers: range, scene: Tensor, stream: NoiseStream) -> Tensor:
         """Exact samples of the Gaussian posterior, (S, C, H, W); scene: white noise of the samples ``numbers``."""
