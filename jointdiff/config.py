@@ -29,6 +29,7 @@ class ReconstructConfig:
         seed: Seed of the samples.
         align: Correct the positions of the images against the reference by their own light; true or false.
         stars: Subtract a star that outshines all else, and mask what that leaves; false keeps it as a source.
+        refine: Let the data speak again where the network is known to be less exact; false takes its samples as drawn.
         guard: Let the Gaussian posterior stand in where the network contradicts the data; false takes it at its word.
         aliases: Columns of the catalog again under the names of Euclid's MER catalogue, or of Rubin's.
         ecsv: Write every catalog as ECSV (text), too; true or false.
@@ -47,6 +48,7 @@ class ReconstructConfig:
     align: bool = True
     stars: bool = True
     guard: bool = True
+    refine: bool = True
     aliases: Literal["none", "mer", "lsst"] = "none"
     ecsv: bool = False
     morphology: int = 0
@@ -235,8 +237,12 @@ def reconstruct(config: ReconstructConfig) -> None:
     folder, workers = checkpoint_folder(config.checkpoint), Workers.launched(PATIENCE)
     denoiser, both = load_denoiser(folder, workers.device), config.mode == "both"
     own = "amortized" if both else config.mode
-    reconstructor = build_reconstructor(config.method, denoiser, config.evaluations, own, config.guard)
-    check = build_reconstructor(config.method, denoiser, config.evaluations, "factorized") if both else None
+    reconstructor = build_reconstructor(config.method, denoiser, config.evaluations, own, config.guard, config.refine)
+    check = (
+        build_reconstructor(config.method, denoiser, config.evaluations, "factorized", refine=config.refine)
+        if both
+        else None
+    )
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
     extras = Extras(config.aliases, config.ecsv, config.morphology)
@@ -268,6 +274,9 @@ def _calibration_for(config: ReconstructConfig, folder: Path, mode: str):
     if found and (found.mode, found.evaluations) != asked:
         fitted = f"{FILE} is of mode {found.mode} with {found.evaluations} evaluations"
         warnings.warn(f"errors are stated raw: {fitted}, not of {mode} with {config.evaluations}", stacklevel=3)
+        return None
+    if found and not config.refine:
+        warnings.warn(f"errors are stated raw: {FILE} is of samples with refine", stacklevel=3)
         return None
     return found
 

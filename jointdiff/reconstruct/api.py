@@ -60,16 +60,23 @@ class SkySamples:
 
 
 def build_reconstructor(
-    method: str, denoiser: Denoiser, evaluations: int = 8, mode: str = "amortized", guard: bool = True
+    method: str,
+    denoiser: Denoiser,
+    evaluations: int = 8,
+    mode: str = "amortized",
+    guard: bool = True,
+    refine: bool = True,
 ) -> Reconstructor:
-    """The method of that name, one of METHODS; of diffusion, the mode, one of MODES, and whether samples give way
-    where they contradict the data (guard.py). Raises InputError for another.
+    """The method of that name, one of METHODS; of diffusion, the mode, one of MODES, whether samples give way where
+    they contradict the data (guard.py), and whether they allow for the network's own error (refine.py).
+
+    Raises InputError for another.
     """
     for kind, name, known in (("method", method, METHODS), ("mode", mode, MODES)):
         if name not in known:
             raise InputError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
     if method == Diffusion.method:
-        return Diffusion(denoiser, evaluations, mode=mode, guard=guard)
+        return Diffusion(denoiser, evaluations, mode=mode, guard=guard, refine=refine)
     if mode != MODES[0]:
         raise InputError(f"mode {mode} is of method diffusion, not of {method}")
     return BUILDERS[method](denoiser)
@@ -89,6 +96,7 @@ def reconstruct(
     stars: bool = True,
     tile: int = 0,
     guard: bool = True,
+    refine: bool = True,
 ) -> SkySamples:
     """Sample the sharp sky of one field from its observations (B = 1).
 
@@ -96,9 +104,9 @@ def reconstruct(
     per sample, at least 3. mode: how diffusion sees the data (METHOD section 7). align: correct the positions of
     the observations by their own light; stars: subtract those that outshine the field (METHOD section 4). tile: side
     (pixels) of the tiles that a larger field is cut into (METHOD section 13); 0 for 256, of fields above 512 × 512
-    alone. guard: replace what of the network's samples contradicts the data (METHOD section 7). Given a field's name
-    and the grid of its reference, these are the samples of the reconstruct command. Raises InputError for observations
-    that do not suit the denoiser.
+    alone. guard: replace what of the network's samples contradicts the data; refine: let the data speak again where the
+    network is known to be less exact (METHOD section 7). Given a field's name and the grid of its reference, these are
+    the samples of the reconstruct command. Raises InputError for observations that do not suit the denoiser.
     """
     if num_samples < 1 or evaluations < 3:
         raise InputError(f"num_samples is {num_samples} and evaluations {evaluations}: expected at least 1 and 3")
@@ -107,7 +115,7 @@ def reconstruct(
         if len(grids) != 1:
             raise InputError(f"{len(grids)} observations of VIS: give the grid to reconstruct")
         grid = grids[0]
-    reconstructor = build_reconstructor(method, denoiser, evaluations, mode, guard)
+    reconstructor = build_reconstructor(method, denoiser, evaluations, mode, guard, refine)
     size = tile_size(grid.shape, tile)
     field = pad_field(observations, grid, denoiser, whole=not size)
     check_size(field.grid.shape, num_samples, len(denoiser.bands), name)

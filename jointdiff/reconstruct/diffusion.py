@@ -101,7 +101,7 @@ class Diffusion(Reconstructor):
             text = "the ground data were in part taken in with the covariance of Γ, for the network's did not converge"
             warnings.warn(f"{stream.name}: {text}", stacklevel=2)
         if not told:
-            warnings.warn(f"{stream.name}: the data were asked in part only what the network gets wrong", stacklevel=2)
+            warnings.warn(f"{stream.name}: the network's own error was corrected in part only", stacklevel=2)
         replaced = torch.cat(shares).mean((0, 1)) if shares else None
         return Draws(drawn, drawn.mean(0), led and told, nuisances.offsets(torch.cat(errors)), replaced)
 

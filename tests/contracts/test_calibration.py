@@ -10,7 +10,7 @@ import pytest
 from jointdiff import build, cli, config
 from jointdiff.diffusion import guidance
 from jointdiff.errors import InputError
-from jointdiff.evaluate import conformal
+from jointdiff.evaluate import conformal, network_errors
 from jointdiff.io.products import merge_catalogs, read_catalog, write_catalog
 from jointdiff.measure.catalog import MODES_DISAGREE, measure
 from jointdiff.measure.conformal import FILE, Calibration, ErrorScales, quantities, read_calibration
@@ -235,18 +235,26 @@ def test_modes_that_disagree_are_flagged(copy, tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(alone["flux_VIS"], both["flux_VIS"])  # the check moves no number
 
 
+KNOWN, FOUND = (0.01, 0.01, 0.01), (0.03, 0.1, 0.1)
+
+
 @pytest.fixture
 def fit(monkeypatch):
     """Fits a calibration without drawing a sample: (settings, weights, old) → the new one, and what was measured."""
 
-    def call(settings: CalibrationConfig, weights: str, old=None, sources: int = 60):
+    def call(settings: CalibrationConfig, weights: str, old=None, sources: int = 60, errors_known=KNOWN):
         measured: list[str] = []
+        denoiser = untrained(BANDS)
+        denoiser.network_errors = errors_known
         monkeypatch.setattr(build, "_validation", lambda *args: measured.append(args[4]))
         errors = replace(calibration().errors, scenes=settings.scenes, samples=settings.samples)
         monkeypatch.setattr(conformal, "measure_errors", lambda *_: errors)
         scenes = np.array_split(np.linspace(0, 1, sources), max(settings.mode_scenes, 1))
         monkeypatch.setattr(conformal, "compare_modes", lambda *_: scenes)
-        return build.calibration(Config(calibration=settings), untrained(BANDS), weights, old), measured
+        monkeypatch.setattr(network_errors, "fit_network_errors", lambda *_: FOUND)
+        found = build.calibration(Config(calibration=settings), denoiser, weights, old)
+        assert denoiser.network_errors == (FOUND if "calibration" in measured else errors_known)
+        return found, measured
 
     return call
 
@@ -258,6 +266,9 @@ def test_only_what_the_settings_change_is_measured_again(fit):
     assert fit(CalibrationConfig(0, 15, 0), "a", one) == (one, [])
     earlier = replace(one, errors=without_gauss(one.errors))
     assert fit(CalibrationConfig(48, 15, 0), "a", earlier) == (one, ["calibration"]), "some columns have no factors"
+    assert fit(CalibrationConfig(48, 15, 0), "a", one, errors_known=()) == (one, ["calibration"]), (
+        "samples that do not allow for the network's errors have others"
+    )
     other, measured = fit(CalibrationConfig(48, 16, 20), "a", one)
     assert measured == ["calibration"] and other.modes == one.modes and other.errors.samples == 16
     fresh, measured = fit(CalibrationConfig(48, 15, 0), "b", one)

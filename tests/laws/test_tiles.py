@@ -135,6 +135,13 @@ def uncertain(method, levels=LEVELS):
     return method
 
 
+def refining(errors=(0.02, 0.1, 0.1)) -> Diffusion:
+    """Of a network whose own errors are known."""
+    denoiser = untrained(PAIRS, seed=3)
+    denoiser.network_errors = errors
+    return Diffusion(denoiser, 4)
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -143,8 +150,18 @@ def uncertain(method, levels=LEVELS):
         uncertain(Wiener(untrained(PAIRS))),
         uncertain(Diffusion(untrained(PAIRS, seed=3), 4)),
         uncertain(Diffusion(untrained(PAIRS, seed=3), 4), Levels(sky=1.0)),
+        refining(),
+        uncertain(refining()),
     ],
-    ids=["wiener", "diffusion", "wiener, errors", "diffusion, errors", "diffusion, sky level"],
+    ids=[
+        "wiener",
+        "diffusion",
+        "wiener, errors",
+        "diffusion, errors",
+        "diffusion, sky level",
+        "refined",
+        "refined, errors",
+    ],
 )
 def test_a_source_on_a_seam_has_the_flux_and_the_error_of_one_patch(method):
     """In each sample, within 0.06 of the posterior deviation: solvers stop 0.01 deviations (Wiener) or one blended
