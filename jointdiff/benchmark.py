@@ -138,7 +138,8 @@ class Task:
         torch.set_num_threads(1)
         model, config = Path(self.config.run) / "model", self.config
         denoiser, calibration = load_denoiser(model, "cpu"), read_calibration(model)
-        errors = calibration.errors if calibration and self.method == METHOD else None
+        fits = calibration and calibration.network_errors == denoiser.network_errors
+        errors = calibration.errors if calibration and fits and self.method == METHOD else None
         grid, drawn = mocks(config, self.settings, self.lots)
         size = (self.samples, config.sampling.evaluations, config.seed)
         examiner, shown = Examiner(self.method, denoiser, grid, *size, errors), pictured(self.settings)

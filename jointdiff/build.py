@@ -6,6 +6,7 @@ Only the standard library is imported at the top: ``--help`` must not wait for t
 import hashlib
 import json
 import math
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -240,35 +241,42 @@ def validator(config: Config, accelerator):
 
 def calibration(config: Config, denoiser, weights: str, old=None, progress: bool = False):
     """The Calibration of trained weights (their sha256), on validation scenes; what ``old`` holds and the settings
-    still ask for, or do not, is kept. The denoiser is given network_errors before its others are measured.
+    still ask for, or do not, is kept. The denoiser's own network_errors do not matter, but what is not of them is
+    measured again.
 
     Raises InputError for too few sources to compare the modes on.
     """
-    from jointdiff.evaluate import conformal
-    from jointdiff.evaluate.network_errors import fit_network_errors
+    from jointdiff.evaluate import conformal, network_errors
     from jointdiff.measure.conformal import Calibration, quantities
 
     settings, device = config.calibration, denoiser.wavenumbers.device
     found = Calibration(weights, "amortized", config.sampling.evaluations, config.seed)
-    kept = old if old and old == replace(found, errors=old.errors, modes=old.modes) else found
-    errors, modes = kept.errors, kept.modes
+    same = old and old == replace(found, errors=old.errors, modes=old.modes, network_errors=old.network_errors)
+    kept = old if same else found
+    errors, modes, known = kept.errors, kept.modes, kept.network_errors
+    asked = settings.scenes or settings.mode_scenes
+    if asked and (known is None or known != denoiser.network_errors):
+        lot = (network_errors.SCENES, 0, "network errors", network_errors.SAMPLES, device)
+        known = network_errors.fit_network_errors(_validation(config, "validation", *lot), denoiser, progress)
+        if known != kept.network_errors:
+            errors = modes = None  # they were of other samples
+    told = copy(denoiser)
+    told.network_errors = known or ()
     wanted = (
         settings.scenes,
         settings.samples,
         {quantity.column for quantity in quantities([band.name for band in denoiser.bands])},
     )
-    held = errors and denoiser.network_errors and (errors.scenes, errors.samples, set(errors.scales)) == wanted
-    if settings.scenes and not held:
+    if settings.scenes and not (errors and (errors.scenes, errors.samples, set(errors.scales)) == wanted):
         trials = _validation(config, "validation", settings.scenes, 0, "calibration", settings.samples, device)
-        denoiser.network_errors = fit_network_errors(trials, denoiser, progress)
-        errors = conformal.measure_errors(trials, denoiser, progress)
+        errors = conformal.measure_errors(trials, told, progress)
     if settings.mode_scenes and not (modes and modes.scenes == settings.mode_scenes):
         trials = _validation(config, "validation", settings.mode_scenes, 0, "modes", 2, device)
         try:
-            modes = conformal.fit_check(conformal.compare_modes(trials, denoiser, progress))
+            modes = conformal.fit_check(conformal.compare_modes(trials, told, progress))
         except ValueError as error:
             raise InputError(f"calibration.mode_scenes is {settings.mode_scenes}: {error}") from error
-    return replace(found, errors=errors, modes=modes)
+    return replace(found, errors=errors, modes=modes, network_errors=known)
 
 
 def number_of(config: Config, purpose: str, index: int) -> int:

@@ -215,8 +215,9 @@ def _calibrate(config: Config, device=None):
         old = None
     denoiser = load_denoiser(folder, device)
     new = build.calibration(config, denoiser, fingerprint(folder), old, progress=True)
+    if new.network_errors is not None and new.network_errors != denoiser.network_errors:
+        state_network_errors(new.network_errors, folder)  # first, for all else is of samples that allow for them
     if new != old and (new.errors or new.modes):
-        state_network_errors(denoiser, folder)  # first, for the factors are of samples that allow for them
         new.write(folder)
     return new
 
@@ -246,7 +247,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     provenance = reconstructor.provenance(config.seed, fingerprint(folder))
     # Every field is read and checked before the first is sampled: a mistake in the last costs no time.
     extras = Extras(config.aliases, config.ecsv, config.morphology)
-    calibration = _calibration_for(config, folder, own)
+    calibration = _calibration_for(config, folder, reconstructor)
     treatment = Treatment(config.align, calibration, check, extras, config.stars)
     given = (reconstructor, config.num_samples, treatment, config.tile, workers)
     jobs = [job_of(field, *given) for field in read_fields(config.scene, HELD)]
@@ -258,27 +259,27 @@ def reconstruct(config: ReconstructConfig) -> None:
     print(f"{len(merged)} sources of {len(jobs)} field{'s' * (len(jobs) > 1)}: {output / 'catalog.fits'}")
 
 
-def _calibration_for(config: ReconstructConfig, folder: Path, mode: str):
+def _calibration_for(config: ReconstructConfig, folder: Path, reconstructor):
     """The checkpoint's calibration, if it is of samples drawn so; None where errors are stated raw."""
     import warnings
 
-    from jointdiff.measure.conformal import FILE, read_calibration
+    from jointdiff.measure.conformal import FILE, drawn_by, read_calibration
 
     if config.method != "diffusion":  # the factors are of the network's errors
         return None
-    found, asked = read_calibration(folder), (mode, config.evaluations)
-    if config.mode == "both" and (found is None or found.modes is None or (found.mode, found.evaluations) != asked):
+    found = read_calibration(folder)
+    drawn = reconstructor.mode, reconstructor.evaluations, reconstructor.network_errors
+    fitting = found if found and found.suits(*drawn) else None
+    if config.mode == "both" and not (fitting and fitting.modes):
         told = "none that says how far they may differ; evaluate.py --calibration.mode_scenes 24 writes one"
-        held = f"that of {found.evaluations} evaluations" if found and found.modes else told
-        raise InputError(f"mode both with {config.evaluations} evaluations: {folder / FILE} is {held}")
-    if found and (found.mode, found.evaluations) != asked:
-        fitted = f"{FILE} is of mode {found.mode} with {found.evaluations} evaluations"
-        warnings.warn(f"errors are stated raw: {fitted}, not of {mode} with {config.evaluations}", stacklevel=3)
-        return None
-    if found and not config.refine:
-        warnings.warn(f"errors are stated raw: {FILE} is of samples with refine", stacklevel=3)
-        return None
-    return found
+        held = f"that of {found.drawn}" if found and found.modes else told
+        raise InputError(f"mode both with {drawn_by(*drawn[1:])}: {folder / FILE} is {held}")
+    if found and not fitting:
+        asked = f"mode {drawn[0]} with {drawn_by(*drawn[1:])}"
+        warnings.warn(
+            f"errors are stated raw: {FILE} is of mode {found.mode} with {found.drawn}, not of {asked}", stacklevel=3
+        )
+    return fitting
 
 
 def evaluate(config: EvaluateConfig) -> None:

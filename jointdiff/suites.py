@@ -180,6 +180,7 @@ def _trained(config: Config, run: Path, first):
         raise InputError(f"runs: Γ is not that of {config.run}, so it is of another library ({run})")
     calibrate = partial(build.calibration, config, denoiser, weights, old, progress=True)
     key = f"run={weights}  calibration={config.calibration.scenes}x{config.calibration.samples}"
+    key += f"  measured={old.sha256}" if old else ""
     return Trained(key, denoiser, calibrate)
 
 

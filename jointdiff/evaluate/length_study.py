@@ -60,7 +60,9 @@ def study(runs: Mapping[int, Trained], trials: Validation, kept: Kept) -> Outcom
     for steps, trained in sorted(runs.items()):
 
         def make(trained=trained) -> list[Row]:
-            return score_rows(trained.denoiser, trained.calibrate(), trials)
+            calibration = trained.calibrate()
+            trained.denoiser.network_errors = calibration.network_errors or ()
+            return score_rows(trained.denoiser, calibration, trials)
 
         found = Kept(kept.folder, f"{kept.key}  {trained.key}").rows(f"steps_{steps:07d}", make)
         rows += [{"steps": float(steps)} | row for row in found]

@@ -81,7 +81,7 @@ class Calibration:
     """What was measured of one checkpoint's errors.
 
     weights: sha256 of the weights it belongs to. mode, evaluations: how they sampled. errors, modes: None if not
-    fitted.
+    fitted. network_errors: that the samples allowed for (Denoiser.network_errors); None where nobody measured them.
     """
 
     weights: str
@@ -90,6 +90,16 @@ class Calibration:
     seed: int
     errors: ErrorScales | None = None
     modes: ModeCheck | None = None
+    network_errors: tuple[float, ...] | None = None
+
+    def suits(self, mode: str | None, evaluations: int | None, network_errors: Sequence[float]) -> bool:
+        """Whether it is of samples drawn so."""
+        return (self.mode, self.evaluations, self.network_errors or ()) == (mode, evaluations, tuple(network_errors))
+
+    @property
+    def drawn(self) -> str:
+        """How its samples were, in words."""
+        return drawn_by(self.evaluations, self.network_errors or ())
 
     @property
     def text(self) -> str:
@@ -109,6 +119,12 @@ class Calibration:
         return path
 
 
+def drawn_by(evaluations: int | None, network_errors: Sequence[float]) -> str:
+    """How samples are drawn, in words."""
+    errors = f"network errors {' '.join(f'{error:g}' for error in network_errors)}"
+    return f"{evaluations} evaluations" + (f" and {errors}" if network_errors else "")
+
+
 def read_calibration(folder: str | Path) -> Calibration | None:
     """The calibration of a checkpoint folder, None where it has none.
 
@@ -126,6 +142,8 @@ def read_calibration(folder: str | Path) -> Calibration | None:
             raise ValueError(f"format is {found}, this version reads {FORMAT}")
         errors, modes = content.pop("errors"), content.pop("modes")
         modes = modes and ModeCheck(**modes | {"samples": tuple(modes["samples"])})
+        if content.get("network_errors") is not None:
+            content["network_errors"] = tuple(map(float, content["network_errors"]))
         calibration = Calibration(**content, errors=errors and _scales(errors), modes=modes)
         if modes and not 0 < modes.threshold < math.inf:
             raise ValueError(f"modes.threshold is {modes.threshold}, expected more than 0")

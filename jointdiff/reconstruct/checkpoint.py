@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -44,10 +45,10 @@ def save_denoiser(denoiser: Denoiser, folder: str | Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def state_network_errors(denoiser: Denoiser, folder: str | Path) -> None:
-    """Write a denoiser's network_errors, found since it was saved, into the config.json of its checkpoint."""
+def state_network_errors(errors: Sequence[float], folder: str | Path) -> None:
+    """Write network_errors, found since a denoiser was saved, into the config.json of its checkpoint."""
     file = Path(folder) / CONFIG
-    content = json.loads(file.read_text(encoding="utf-8")) | {"network_errors": denoiser.network_errors}
+    content = json.loads(file.read_text(encoding="utf-8")) | {"network_errors": list(errors)}
     with atomic_path(file) as temporary:
         temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
 

@@ -77,7 +77,7 @@ class Diffusion(Reconstructor):
         belief = nuisances.belief
         levels = levels_of(self._solver, posterior, self.evaluations)
         fields, channels = fields_of(self._solver, levels), posterior.mean.shape[1]
-        samples, shares, errors, led, told = [], [], [], True, True
+        samples, shares, errors, guided, solved = [], [], [], True, True
         for numbers in chunks(count, BATCH[self.mode]):
             noise = [stream.white(numbers, grid, posterior.mean, f"sky {n}", channels) for n in range(fields)]
             (white,) = stream.normal(numbers, [(belief.count,)], posterior.mean)
@@ -88,22 +88,25 @@ class Diffusion(Reconstructor):
             views = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
             drawn = SOLVERS[self._solver](partial(residual, symmetries=views), posterior, levels, noise)
             if self.network_errors:
-                seen = posterior.model, posterior.observations, light
-                drawn, found = refined(drawn, *seen, self.network_errors, numbers, stream)
-                told = told and found
+                given = posterior.model, posterior.observations, light, self.network_errors
+                drawn, found = refined(drawn, *given, numbers, stream)
+                solved = solved and found
             if self.guard:
                 drawn, share = guarded(drawn, posterior, partial(self._gaussian, posterior, numbers, noise[0], stream))
                 shares.append(share)
             samples.append(drawn)
-            led = led and convergence.converged
+            guided = guided and convergence.converged
         drawn = torch.cat(samples).to(amplitude)
-        if not led:
+        if not guided:
             text = "the ground data were in part taken in with the covariance of Γ, for the network's did not converge"
             warnings.warn(f"{stream.name}: {text}", stacklevel=2)
-        if not told:
-            warnings.warn(f"{stream.name}: the network's own error was corrected in part only", stacklevel=2)
+        if not solved:
+            warnings.warn(
+                f"{stream.name}: what the network gets wrong was corrected in part only, for a scene so bright",
+                stacklevel=2,
+            )
         replaced = torch.cat(shares).mean((0, 1)) if shares else None
-        return Draws(drawn, drawn.mean(0), led and told, nuisances.offsets(torch.cat(errors)), replaced)
+        return Draws(drawn, drawn.mean(0), guided and solved, nuisances.offsets(torch.cat(errors)), replaced)
 
     def _gaussian(self, posterior: GaussianPosterior, numbers: range, scene: Tensor, stream: NoiseStream) -> Tensor:
         """Exact samples of the Gaussian posterior, (S, C, H, W); scene: white noise of the samples ``numbers``."""

@@ -43,7 +43,8 @@ def refined(
 ) -> tuple[Tensor, bool]:
     """What stands for the samples (S, C, H, W) ``numbers`` of one scene, for each by itself; whether u was found.
 
-    observations: of the scene, or S images each of the same weights. light: μ₀ (1, C, H, W). errors: ε (C,).
+    All in nJy per pixel. observations: of the scene, or S images each of the same weights. light: μ₀ (1, C, H, W), for
+    it is no sample's own. errors: ε (C,).
     """
     grid, own = model.grid, stream.apart("refined")
     transfer = torch.as_tensor(gaussian_transfer(grid, SMOOTH)).to(samples)

@@ -184,7 +184,7 @@ def test_a_sample_depends_on_no_other():
 def test_a_system_that_was_not_solved_is_flagged_and_told(monkeypatch):
     monkeypatch.setattr(refine, "MAX_STEPS", 1)
     _, (observations,) = bright()
-    with pytest.warns(UserWarning, match="a: the network's own error was corrected in part only"):
+    with pytest.warns(UserWarning, match="a: what the network gets wrong was corrected in part only"):
         draws = Diffusion(knowing(3), 4).sample(observations, TORUS, 2, NoiseStream(1, "a"))
     assert not draws.converged
 
