@@ -15,7 +15,8 @@ from jointdiff.io.products import merge_catalogs, read_catalog, write_catalog
 from jointdiff.measure.catalog import MODES_DISAGREE, measure
 from jointdiff.measure.conformal import FILE, Calibration, ErrorScales, quantities, read_calibration
 from jointdiff.measure.modes import ModeCheck
-from jointdiff.reconstruct.checkpoint import fingerprint
+from jointdiff.reconstruct.checkpoint import fingerprint, load_denoiser, state_network_errors
+from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.settings import CalibrationConfig, Config
 from tests.contracts.test_catalog import NAMES, scene
 from tests.contracts.test_reconstruct_cli import BANDS, command, mistake, plant
@@ -177,9 +178,66 @@ def test_errors_are_scaled_only_as_they_were_fitted(options, scaled, copy, tmp_p
 def test_errors_of_another_mode_are_raw(copy):
     calibration(fingerprint(copy)).write(copy)
     asked = config.ReconstructConfig(scene=("a",), output="b", mode="factorized")
-    told = "errors are stated raw: calibration.json is of mode amortized with 8 evaluations, not of factorized with 8"
+    told = (
+        "errors are stated raw: calibration.json is of mode amortized with 8 evaluations, not of mode factorized with 8"
+    )
     with pytest.warns(UserWarning, match=told):
-        assert config._calibration_for(asked, copy, "factorized") is None
+        assert config._calibration_for(asked, copy, Diffusion(load_denoiser(copy), mode="factorized")) is None
+
+
+def test_network_errors_come_from_the_checkpoint_and_with_their_own_factors(copy, tmp_path, recwarn):
+    """Samples of a checkpoint that states them allow for them, and headers say so. Factors of other samples do not
+    count: not with --refine false, nor where config.json says something else than calibration.json."""
+    field, stated = write_good_scene(tmp_path / "good"), (0.02, 0.08, 0.08)
+    plant(field, 4000)
+    state_network_errors(stated, copy)
+    assert load_denoiser(copy).network_errors == stated
+    replace(calibration(fingerprint(copy), evaluations=4), network_errors=stated).write(copy)
+    found, warned = {}, {}
+    for name, options in (("on", ()), ("off", ("--refine", "false"))):
+        recwarn.clear()
+        assert cli.main(command(field, copy, tmp_path / name, "--stars", "false", *options)) == 0
+        found[name] = read_catalog(tmp_path / name / "catalog.fits")
+        warned[name] = [str(w.message) for w in recwarn if "stated raw" in str(w.message)]
+    assert found["on"].meta["NETERR"] == "0.02 0.08 0.08" and "NETERR" not in found["off"].meta
+    assert (found["on"].meta["ERRSCALE"], found["off"].meta["ERRSCALE"]) == ("conformal", "none")
+    (told,) = warned["off"]
+    assert not warned["on"] and told.endswith(
+        "4 evaluations and network errors 0.02 0.08 0.08, not of mode amortized with 4 evaluations"
+    )
+    state_network_errors((0.005, 0.08, 0.08), copy)
+    with pytest.warns(UserWarning, match="errors are stated raw"):
+        asked = config.ReconstructConfig(scene=("a",), output="b", evaluations=4)
+        assert config._calibration_for(asked, copy, Diffusion(load_denoiser(copy), 4)) is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ([0.1], r"network_errors are \[0.1\], expected one of 0 to 1 for each band, or none"),
+        ([0.1, 0.1, 2], "network_errors are"),
+        ("wide", "not a denoiser"),
+        (0.1, "not a denoiser"),
+    ],
+)
+def test_broken_network_errors_are_one_line(stated, told, copy):
+    file = copy / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"network_errors": stated}))
+    with pytest.raises(InputError, match=told):
+        load_denoiser(copy)
+
+
+def test_what_evaluate_finds_is_in_both_files(copy, monkeypatch):
+    """And is written again where config.json has lost it, though calibration.json has not."""
+    run = copy.parent
+    monkeypatch.setattr(network_errors, "fit_network_errors", lambda *_: KNOWN)
+    monkeypatch.setattr(build, "_validation", lambda *_: None)
+    monkeypatch.setattr(conformal, "measure_errors", lambda *_: replace(calibration().errors, scenes=48, samples=15))
+    for _ in range(2):
+        found = config._calibrate(Config(run=str(run)))
+        assert read_calibration(copy) == found and found.network_errors == KNOWN
+        assert load_denoiser(copy).network_errors == KNOWN
+        state_network_errors((), copy)
 
 
 def test_a_calibration_of_other_weights_stops_the_command(copy, tmp_path, capsys):
@@ -190,10 +248,15 @@ def test_a_calibration_of_other_weights_stops_the_command(copy, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("modes", "evaluations", "told"), [(None, 4, "none that says how far"), (CHECK, 8, "of 8 eval")]
+    ("modes", "evaluations", "errors", "told"),
+    [
+        (None, 4, None, "none that says how far"),
+        (CHECK, 8, None, "of 8 eval"),
+        (CHECK, 4, (0.02, 0.08, 0.08), "that of 4 evaluations and network errors 0.02 0.08 0.08"),
+    ],
 )
-def test_both_modes_want_a_threshold(modes, evaluations, told, copy, tmp_path, capsys):
-    calibration(fingerprint(copy), evaluations=evaluations, modes=modes).write(copy)
+def test_both_modes_want_a_threshold(modes, evaluations, errors, told, copy, tmp_path, capsys):
+    replace(calibration(fingerprint(copy), evaluations, modes=modes), network_errors=errors).write(copy)
     line = mistake(capsys, command(write_good_scene(tmp_path / "good"), copy, tmp_path / "out", "--mode", "both"))
     assert line.startswith("mode both with 4 evaluations: ") and told in line and FILE in line
 
@@ -235,47 +298,63 @@ def test_modes_that_disagree_are_flagged(copy, tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(alone["flux_VIS"], both["flux_VIS"])  # the check moves no number
 
 
-KNOWN, FOUND = (0.01, 0.01, 0.01), (0.03, 0.1, 0.1)
+KNOWN = (0.02, 0.08, 0.08)
 
 
 @pytest.fixture
 def fit(monkeypatch):
     """Fits a calibration without drawing a sample: (settings, weights, old) → the new one, and what was measured."""
 
-    def call(settings: CalibrationConfig, weights: str, old=None, sources: int = 60, errors_known=KNOWN):
+    def call(settings: CalibrationConfig, weights: str, old=None, sources: int = 60, stated=(), found=KNOWN):
         measured: list[str] = []
         denoiser = untrained(BANDS)
-        denoiser.network_errors = errors_known
+        denoiser.network_errors = stated
         monkeypatch.setattr(build, "_validation", lambda *args: measured.append(args[4]))
         errors = replace(calibration().errors, scenes=settings.scenes, samples=settings.samples)
-        monkeypatch.setattr(conformal, "measure_errors", lambda *_: errors)
+
+        def measure_errors(_, told, *__):
+            assert told.network_errors == found
+            return errors
+
         scenes = np.array_split(np.linspace(0, 1, sources), max(settings.mode_scenes, 1))
+        monkeypatch.setattr(network_errors, "fit_network_errors", lambda *_: found)
+        monkeypatch.setattr(conformal, "measure_errors", measure_errors)
         monkeypatch.setattr(conformal, "compare_modes", lambda *_: scenes)
-        monkeypatch.setattr(network_errors, "fit_network_errors", lambda *_: FOUND)
-        found = build.calibration(Config(calibration=settings), denoiser, weights, old)
-        assert denoiser.network_errors == (FOUND if "calibration" in measured else errors_known)
-        return found, measured
+        return build.calibration(Config(calibration=settings), denoiser, weights, old), measured
 
     return call
 
 
+OWN = "network errors"
+
+
 def test_only_what_the_settings_change_is_measured_again(fit):
     one, measured = fit(CalibrationConfig(48, 15, 20), "a")
-    assert measured == ["calibration", "modes"] and one.modes.scenes == 20 and one.modes.sources == 60
-    assert fit(CalibrationConfig(48, 15, 0), "a", one) == (one, []), "what was measured once is kept"
+    assert measured == [OWN, "calibration", "modes"] and one.modes.scenes == 20 and one.modes.sources == 60
+    assert one.network_errors == KNOWN
+    assert fit(CalibrationConfig(48, 15, 0), "a", one, stated=KNOWN) == (one, []), "what was measured once is kept"
     assert fit(CalibrationConfig(0, 15, 0), "a", one) == (one, [])
     earlier = replace(one, errors=without_gauss(one.errors))
-    assert fit(CalibrationConfig(48, 15, 0), "a", earlier) == (one, ["calibration"]), "some columns have no factors"
-    assert fit(CalibrationConfig(48, 15, 0), "a", one, errors_known=()) == (one, ["calibration"]), (
-        "samples that do not allow for the network's errors have others"
-    )
-    other, measured = fit(CalibrationConfig(48, 16, 20), "a", one)
+    again = fit(CalibrationConfig(48, 15, 0), "a", earlier, stated=KNOWN)
+    assert again == (one, ["calibration"]), "some columns have no factors"
+    other, measured = fit(CalibrationConfig(48, 16, 20), "a", one, stated=KNOWN)
     assert measured == ["calibration"] and other.modes == one.modes and other.errors.samples == 16
-    fresh, measured = fit(CalibrationConfig(48, 15, 0), "b", one)
-    assert measured == ["calibration"] and fresh.weights == "b" and fresh.modes is None, (
+    fresh, measured = fit(CalibrationConfig(48, 15, 0), "b", one, stated=KNOWN)
+    assert measured == [OWN, "calibration"] and fresh.weights == "b" and fresh.modes is None, (
         "of other weights nothing is kept"
     )
     assert fit(CalibrationConfig(0, 15, 0), "b") == (Calibration("b", "amortized", 8, 0), [])
+
+
+def test_what_is_of_samples_with_other_network_errors_is_measured_again(fit):
+    """Where an earlier version had none; where config.json lost them, they are found, and the rest is still theirs."""
+    every = CalibrationConfig(48, 15, 20)
+    one, _ = fit(every, "a")
+    assert fit(every, "a", replace(one, network_errors=None)) == (one, [OWN, "calibration", "modes"])
+    assert fit(every, "a", one) == (one, [OWN])
+    none, measured = fit(every, "a", found=())
+    assert none.network_errors == () and measured == [OWN, "calibration", "modes"]
+    assert fit(every, "a", none, found=()) == (none, []), "that there are none is known, too"
 
 
 def test_too_few_sources_to_compare_the_modes_on(fit):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jointdiff.evaluate import network_errors
+from jointdiff.evaluate.calibration import pulls
 from jointdiff.evaluate.network_errors import CANDIDATES, _scores, fit_network_errors
 from jointdiff.evaluate.validation import Trial
 from jointdiff.forward import ForwardModel, gaussian_transfer
@@ -141,6 +142,28 @@ def test_an_error_of_the_network_is_mended_where_the_data_show_it(skies):
         assert max(squares(refined_(samples, oracle, errors), truth, exact)) < 1 + 4 * 0.14
 
 
+@pytest.mark.parametrize("error", [0.1, 0.3, 1.0])
+def test_using_the_data_twice_costs_little(error):
+    """An error common to all samples of a sky: pulls of their mean are up to 6 wide, and with refined samples at most
+    √(5/3), the worst that a single mode can come to (METHOD section 7). 12 samples make them Student's, of variance
+    11/9; 5 errors √(1/2n) are allowed for the width of n = 60 skies × 3 bands."""
+    truth, observations = draw(blank_survey(60, 0.8), (1.0,), 4)
+    oracle = Oracle(observations, (1.0,))
+    nothing = torch.zeros_like(truth)
+    common = off_by(nothing, oracle.posterior.mean, (error,) * 3, TORUS)
+    plain, ours = [], []
+    for n in range(12):
+        data = [_normal(*o.image.shape, seed=100 + 9 * n + b) for b, o in enumerate(observations)]
+        exact = oracle.posterior.perturbed(_normal(*truth.shape, seed=500 + n), data, (1e-3, 200))
+        plain.append(fluxes(exact + common))
+        ours.append(fluxes(refined_(exact + common, oracle, (error,) * 3, seed=n)))
+    pull = [pulls(torch.stack(drawn).numpy(), fluxes(truth).numpy()) for drawn in (plain, ours)]
+    before, after = (float(p.std()) / (11 / 9) ** 0.5 for p in pull)
+    slack = 5 * (1 / (2 * 180)) ** 0.5
+    assert 1 - slack < after < (5 / 3) ** 0.5 * (1 + slack)
+    assert before > 1.5 * after or error == 0.1
+
+
 def test_where_nothing_shines_or_nothing_is_wrong_samples_stand(skies):
     _, oracle, exact = skies
     torch.testing.assert_close(refined_(exact, oracle, (0.0, 0.0, 0.0)), exact, rtol=0, atol=0)
@@ -212,9 +235,10 @@ def trials_of(error, monkeypatch):
 
 
 def test_the_error_that_a_network_has_is_found(monkeypatch):
-    """A tenth of the light, common to all samples: the CRPS of VIS is ten times better with it than without any."""
+    """A tenth of the light, common to all samples: the largest candidate, which
+    is 0.08, in every band."""
     trials = trials_of(0.1, monkeypatch)
-    assert min(fit_network_errors(trials, untrained(PAIRS))) >= CANDIDATES[-2]
+    assert fit_network_errors(trials, untrained(PAIRS)) == (CANDIDATES[-1],) * 3
 
 
 def test_right_samples_score_alike_with_any_error(monkeypatch):
