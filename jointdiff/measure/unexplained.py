@@ -6,21 +6,25 @@ the noise, matters: of an object of 10σ half of which is recovered 5σ of the n
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from astropy.table import Table
 from scipy.ndimage import label, maximum_filter, maximum_position
 from torch import Tensor
 
 from jointdiff.correlation import power_at
 from jointdiff.forward import ForwardModel, frequencies, gaussian_transfer, half_plane_weights, wavenumber
+from jointdiff.measure.columns import column
+from jointdiff.measure.detection import Segments
 from jointdiff.reconstruct.base import Draws, misfits
 from jointdiff.scene import Grid, Observation
 
 ALARM = 5.5
-"""Significance of a peak, in deviations of a Gaussian (METHOD section 7)."""
+"""Significance of a peak, in deviations of a Gaussian: noise alone passes it less than once in ten arcmin² (METHOD
+section 7)."""
 
 BLOBS = (0.2, 0.4, 0.8, 1.6, 3.2)
 """FWHM (arcsec, on the scene) of what is looked for in the light of all bands together."""
@@ -28,15 +32,20 @@ BLOBS = (0.2, 0.4, 0.8, 1.6, 3.2)
 RINGS, LINE = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0), 0.25
 """Radii (arcsec) of rings likewise, and the FWHM of their lines."""
 
-CELLS, PATCHES = (0.2, 0.4, 0.8), (4.0, 8.0)
-"""FWHM (arcsec) of the blobs whose squares are summed over a patch, and the patch's in units of it: so what has no
-known shape is looked for, in every band and in all."""
+TEXTURE, CELLS = 0.2, (0.4, 0.8)
+"""FWHM (arcsec) of the blobs whose squares are summed over a patch, in every band and in all: so what has no known
+shape is looked for. Those of a texture have one of twice the width and the same flux taken off."""
 
-LIGHT_ERROR = 0.02
-"""Share of the mean's own light that counts as explained: what a network is off by at bright sources."""
+PATCHES = (4.0, 8.0)
+"""FWHM of a patch over that of its blobs."""
 
-LEAST = 0.5
-"""Variance of a residual over that of the noise, at least: V is what the samples say, which may be too much."""
+LIGHT_ERROR, FINE_ERROR = 0.03, 0.1
+"""Share of the mean's own light that counts as explained, and of textures: what the demo's network, and a scene that
+cannot hold all of VIS, are off by at bright sources."""
+
+LEAST, SMOOTH = 0.4, 0.8
+"""Variance of a residual over that of its noise, at least, and the FWHM (arcsec) over which the samples' part in it is
+averaged: where some samples have a source, V of a pixel may be as large as its noise, and says little of the rest."""
 
 SEEN = 0.2
 """Share of a template, or of a patch, that must be observed for it to be judged."""
@@ -45,12 +54,16 @@ NEAR = 0.5
 """Arcsec within which two peaks are one, and a peak is a source's."""
 
 ALL = "all"
-"""In place of a band: all that were observed, their light added up as it stands."""
+"""In place of a band: all that were observed."""
+
+_EIGENVALUES = 24
+"""Along either axis of a patch; the rest is less than rounding."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What stands out: a blob or patch of that FWHM, or a ring of that radius (arcsec), in a band or in ALL."""
+    """What stands out: a blob or a patch (of a texture) of that FWHM, or a ring of that radius (arcsec); in a band or
+    in ALL."""
 
     shape: str
     size: float
@@ -101,29 +114,21 @@ def significance(draws: Draws, model: ForwardModel, observations: Sequence[Obser
 
         z = s/√(max(V_N − (1 − 1/S) V, LEAST V_N) + (LIGHT_ERROR ℓ)²),   V_N = tᵀ Tᵀ N⁻¹ T t,
 
-    V the variance of s over the samples and ℓ the score of the mean's light.
+    V the variance of s over the samples, averaged over SMOOTH, and ℓ the score of the mean's light. Patches: Σ (z² − 1)
+    of a blob under Gaussian weights, which is that of independent z as many as it has degrees of freedom.
     """
-    grid, seen = model.grid, [_of(*one) for one in _each(draws, model, observations)]
+    seen = [_of(*one) for one in _each(draws, model, observations)]
     bands = {band: [o for o in seen if o.band == band] for band in dict.fromkeys(o.band for o in seen)}
-    groups = bands | ({ALL: seen} if len(bands) > 1 else {})
-    best = _Best(grid.shape)
-    whole = list(groups)[-1]
+    search = _Search(model.grid, bands, seen)
     for fwhm in BLOBS:
-        z, _ = _deviations(groups[whole], _blob(grid, fwhm).to(model.responses), grid)
-        best.take(z.abs(), Kind("blob", fwhm, whole))
+        search.shape("blob", fwhm, search.blob(fwhm))
     for radius in RINGS:
-        z, _ = _deviations(groups[whole], _ring(grid, radius).to(model.responses), grid)
-        best.take(z.abs(), Kind("ring", radius, whole))
+        search.shape("ring", radius, search.ring(radius))
+    fine = search.blob(TEXTURE)
+    search.patches("texture", TEXTURE, fine - search.blob(2 * TEXTURE), FINE_ERROR * fine)
     for fwhm in CELLS:
-        cell = _blob(grid, fwhm).to(model.responses)
-        squares = {band: _Squares.of(group, cell, grid) for band, group in groups.items()}
-        for size in PATCHES:
-            patch = torch.as_tensor(gaussian_transfer(grid, size * fwhm)).to(cell)
-            sums = {band: one.over(patch, grid) for band, one in squares.items()}
-            for band, one in sums.items():
-                best.take(_sigma([one]), Kind("patch", size * fwhm, band))
-            best.take(_sigma([sums[band] for band in bands]), Kind("patch", size * fwhm, ALL))
-    return best.found()
+        search.patches("patch", fwhm, search.blob(fwhm), LIGHT_ERROR * search.blob(fwhm))
+    return search.found()
 
 
 def peaks(found: Significance, scale: float, weight: np.ndarray | None = None) -> list[Peak]:
@@ -138,10 +143,23 @@ def peaks(found: Significance, scale: float, weight: np.ndarray | None = None) -
     return sorted(listed, key=lambda peak: -peak.sigma)
 
 
-def unexplained(labels: np.ndarray, count: int, found: Significance, scale: float) -> np.ndarray:
-    """(K,), true for those of the K sources with these segments (H, W) to which something unexplained is near."""
+def peak_table(found: Sequence[Peak], corner: tuple[int, int], scene: str) -> Table:
+    """Peaks of a padded grid whose pixel ``corner`` is the first of the scene's core; ra and dec are for ``place``."""
+    table = Table(meta={"UNEXPTHR": ALARM, "scene": scene})
+    unknown = np.full(len(found), np.nan)
+    at = [[peak.x - corner[1] for peak in found], [peak.y - corner[0] for peak in found]]
+    values = {"ra": unknown, "dec": unknown.copy(), "x": np.array(at[0], float), "y": np.array(at[1], float)}
+    values |= {"sigma": np.array([peak.sigma for peak in found], float)}
+    values |= {"size": np.array([peak.kind.size for peak in found], float)}
+    values |= {name: np.array([getattr(peak.kind, name) for peak in found], str) for name in ("shape", "band")}
+    table.add_columns([column(kind, each) for kind, each in values.items()])
+    return table
+
+
+def near_unexplained(segments: Segments, found: Significance, scale: float) -> np.ndarray:
+    """(K,), true for sources of whose segment some pixel is within NEAR of what stands out by more than ALARM."""
     near = maximum_filter(found.sigma > ALARM, size=_width(scale), mode="constant")
-    return np.isin(np.arange(1, count + 1), labels[near])
+    return np.isin(np.arange(1, len(segments) + 1), segments.labels[near])
 
 
 def _width(scale: float) -> int:
@@ -149,7 +167,7 @@ def _width(scale: float) -> int:
 
 
 def _each(draws: Draws, model: ForwardModel, observations: Sequence[Observation]):
-    """Each observation, with the residuals (S, h, w) of the samples, the image (1, h, w) of their mean, and A's parts."""
+    """Each observation, the residuals (S, h, w) of the samples, the image (1, h, w) of their mean, and A's parts."""
     images = [o.image for o in observations]
     left: list[list[Tensor]] = [[] for _ in images]
     for number, sample in enumerate(draws.samples.to(images[0])):  # one by one, which bounds memory
@@ -169,101 +187,139 @@ def _of(o: Observation, residuals: Tensor, light: Tensor, total, transfer: Tenso
     back = transfer[0].conj()
     scores = back * total.transpose(o.weigh(residuals))
     pixels = (o.ivar > 0).to(o.ivar)
-    sums = [total.transpose(image)[0] for image in (o.ivar, pixels)]
+    seen = back * total.transpose(o.weigh(light))[0]
+    depth, counted = (total.transpose(image)[0] for image in (o.ivar, pixels))
     area = abs(float(np.linalg.det(footprint)))
-    return _Seen(
-        o.band.name, scores, back * total.transpose(o.weigh(light))[0], *sums, transfer[0], whiteness, area
-    )
-
-
-def _blob(grid: Grid, fwhm: float) -> Tensor:
-    return torch.as_tensor(gaussian_transfer(grid, fwhm))
-
-
-def _ring(grid: Grid, radius: float) -> Tensor:
-    return _blob(grid, LINE) * torch.special.bessel_j0(torch.as_tensor(2 * math.pi * radius * wavenumber(grid)))
+    return _Seen(o.band.name, scores, seen, depth, counted, transfer[0], whiteness, area)
 
 
 def _field(spectrum: Tensor, grid: Grid) -> Tensor:
     return torch.fft.irfft2(spectrum, s=grid.shape)
 
 
-def _deviations(group: Sequence[_Seen], template: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """z (H, W) of a template, in the light of some observations added up; and true where it is judged, 0 elsewhere."""
-    scores = _field(template * sum(o.residuals for o in group), grid)
-    light = _field(template * sum(o.light for o in group), grid)
-    noise, share = torch.zeros_like(light), torch.zeros_like(light)
-    for o in group:
-        t = o.transfer * template
-        power = t.abs().square() * torch.as_tensor(half_plane_weights(grid)).to(light)
-        factor = (power * o.whiteness).sum() / power.sum()  # of correlated noise, where weights are even
-        square = torch.fft.rfft2(_field(t, grid).square())
-        noise = noise + factor * _field(square.conj() * o.depth, grid)
-        share = torch.maximum(share, _field(square.conj() * o.pixels, grid) * o.area / square[0, 0].real)
-    judged = (share > SEEN) & (noise > 0)
-    count = len(scores)
-    spread = scores.var(0) * (1 - 1 / count) if count > 1 else torch.zeros_like(light)
-    variance = torch.maximum(noise - spread, LEAST * noise) + (LIGHT_ERROR * light).square()
-    return torch.where(judged, scores.mean(0) * variance.clamp(min=1e-30).rsqrt(), 0.0), judged
+class _Search:
+    """The most significant kind about each pixel, of all that were looked for.
 
-
-@dataclass(frozen=True)
-class _Squares:
-    """z² of a blob about each pixel (H, W), 0 where not judged; and ρ_z² of white noise (H, W//2 + 1), as a spectrum."""
-
-    squares: Tensor
-    judged: Tensor
-    shared: Tensor
-
-    @classmethod
-    def of(cls, group: Sequence[_Seen], cell: Tensor, grid: Grid) -> "_Squares":
-        z, judged = _deviations(group, cell, grid)
-        depths = [o.depth[0, 0].real for o in group]
-        power = sum(d * (o.transfer * cell).abs().square() * o.whiteness for d, o in zip(depths, group, strict=True))
-        correlation = _field(power.to(power.dtype.to_complex()), grid)
-        correlation = correlation / correlation[0, 0].clamp(min=1e-30)
-        return cls(z.square(), judged.to(z), torch.fft.rfft2(correlation.square()).real)
-
-    def over(self, patch: Tensor, grid: Grid) -> tuple[Tensor, Tensor, float]:
-        """Σ n (z² − 1) over a patch about each pixel; n (H, W), the numbers of independent ones; and n where all is
-        seen: a sum of Gaussian weights over a Gaussian process has the variance of χ² of n degrees of freedom."""
-        weights = torch.as_tensor(half_plane_weights(grid)).to(patch)
-        n = grid.shape[0] * grid.shape[1] / float((self.shared * patch.square() * weights).sum())
-        squares, count = (_field(torch.fft.rfft2(image) * patch, grid) for image in (self.squares, self.judged))
-        judged = count > SEEN
-        return torch.where(judged, n * (squares - count), 0.0), torch.where(judged, n * count, 0.0), n
-
-
-
-def _sigma(sums: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
-    """Significance (H, W) of patches added up, as deviations of a Gaussian.
-
-    Each is Σ λ_i χ²_i, λ the spectrum of a Gaussian process under Gaussian weights, geometric with 1/Σλ² = n (Mehler).
-    Its first three moments are those of a χ² of ν degrees of freedom (Buckley & Eagleson 1988, Austral. J. Statist. 30A,
-    150), whose cube root is nearly Gaussian (Wilson & Hilferty 1931, PNAS 17, 684).
+    bands: the observations of each band; seen: all of them.
     """
-    excess, count = (torch.stack(parts).sum(0) for parts in list(zip(*sums, strict=True))[:2])
-    third = torch.zeros_like(count)
-    for _, own, n in sums:
-        q = (math.sqrt(max(n, 1.0)) - 1) / (math.sqrt(max(n, 1.0)) + 1)
-        third = third + own * n**2 * ((1 - q) ** 3 / (1 - q**3)) ** 2
-    freedom = count**3 / third.square().clamp(min=1e-30)
-    ratio = (1 + excess / (freedom * count).sqrt().clamp(min=1e-15)).clamp(min=0)
-    part = 2 / (9 * freedom.clamp(min=1e-3))
-    return torch.where(count > 0, (ratio ** (1 / 3) - 1 + part) / part.sqrt(), 0.0)
 
+    def __init__(self, grid: Grid, bands: Mapping[str, Sequence[_Seen]], seen: Sequence[_Seen]):
+        self._grid, self._bands, self._seen, self._like = grid, bands, seen, seen[0].transfer.real
+        self._columns = torch.as_tensor(half_plane_weights(grid)).to(self._like)
+        self._sigma, self._kind = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.int16)
+        self._kinds: list[Kind] = []
 
-class _Best:
-    """The most significant kind about each pixel, of all that were taken."""
+    def blob(self, fwhm: float) -> Tensor:
+        """Spectrum (H, W//2 + 1) of a Gaussian of unit flux."""
+        return torch.as_tensor(gaussian_transfer(self._grid, fwhm)).to(self._like)
 
-    def __init__(self, shape: tuple[int, int]):
-        self._sigma, self._kind, self._kinds = np.zeros(shape, np.float32), np.zeros(shape, np.int16), []
+    def ring(self, radius: float) -> Tensor:
+        """Spectrum of a circular line of unit flux."""
+        phase = torch.as_tensor(2 * math.pi * radius * wavenumber(self._grid))
+        return self.blob(LINE) * torch.special.bessel_j0(phase).to(self._like)
 
-    def take(self, sigma: Tensor, kind: Kind) -> None:
+    def shape(self, name: str, size: float, template: Tensor) -> None:
+        """Look for a template in the light of all bands added up."""
+        z, _ = self._deviations(self._seen, template, LIGHT_ERROR * template)
+        self._take(z.abs(), Kind(name, size, ALL))
+
+    def patches(self, name: str, fwhm: float, cell: Tensor, ignored: Tensor) -> None:
+        """Look for patches in which the squares of a cell's deviations are too large: in each band, in all together."""
+        groups = [*self._bands.items(), (ALL, self._seen)]
+        squares = [self._squares(group, cell, ignored) for _, group in groups]
+        for size in PATCHES:
+            patch = self.blob(size * fwhm)
+            sums = [self._summed(*one, patch) for one in squares]
+            for (band, _), one in zip(groups, sums, strict=True):
+                self._take(_sigma([one]), Kind(name, size * fwhm, band))
+            self._take(_sigma(sums[:-1]), Kind(name, size * fwhm, ALL))
+
+    def found(self) -> Significance:
+        return Significance(self._sigma, self._kind, tuple(self._kinds))
+
+    def _take(self, sigma: Tensor, kind: Kind) -> None:
         new = sigma.float().cpu().numpy()
         self._kind[new > self._sigma] = len(self._kinds)
         self._sigma = np.maximum(self._sigma, new)
         self._kinds.append(kind)
 
-    def found(self) -> Significance:
-        return Significance(self._sigma, self._kind, tuple(self._kinds))
+    def _deviations(self, group: Sequence[_Seen], template: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
+        """z (H, W) of a template in the light of some observations added up, and true where it is judged; 0 elsewhere.
+
+        ignored: the template of the mean's light that counts as explained.
+        """
+        grid = self._grid
+        scores = _field(template * sum(o.residuals for o in group), grid)
+        light = _field(ignored * sum(o.light for o in group), grid)
+        noise, share = torch.zeros_like(light), torch.zeros_like(light)
+        for o in group:
+            t = o.transfer * template
+            power = t.abs().square() * self._columns
+            factor = (power * o.whiteness).sum() / power.sum()  # of correlated noise, where weights are even
+            square = torch.fft.rfft2(_field(t, grid).square())
+            noise = noise + factor * _field(square.conj() * o.depth, grid)
+            share = torch.maximum(share, _field(square.conj() * o.pixels, grid) * o.area / square[0, 0].real)
+        judged = (share > SEEN) & (noise > 0)
+        noise = torch.where(judged, noise, 1.0)
+        if (count := len(scores)) > 1:
+            part = torch.where(judged, scores.var(0) * (1 - 1 / count) / noise, 0.0)
+            part = _field(torch.fft.rfft2(part) * self.blob(SMOOTH), grid)
+            variance = noise * (1 - part).clamp(min=LEAST, max=1.0) + light.square()
+        else:
+            variance = noise + light.square()
+        return torch.where(judged, scores.mean(0) * variance.rsqrt(), 0.0), judged
+
+    def _squares(self, group: Sequence[_Seen], cell: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z² and 1 (H, W) about each pixel, 0 where not judged; and the spectrum of ρ_z², of even noise."""
+        z, judged = self._deviations(group, cell, ignored)
+        each = [o.depth[0, 0].real * (o.transfer * cell).abs().square() * o.whiteness for o in group]
+        power = torch.stack(each).sum(0)
+        correlation = _field(power.to(power.dtype.to_complex()), self._grid)
+        correlation = correlation / correlation[0, 0].clamp(min=torch.finfo(power.dtype).tiny)
+        return z.square(), judged.to(z), torch.fft.rfft2(correlation.square()).real
+
+    def _summed(self, squares: Tensor, judged: Tensor, shared: Tensor, patch: Tensor) -> "_Sum":
+        total = float((shared * patch.square() * self._columns).sum())
+        freedom = self._grid.shape[0] * self._grid.shape[1] / total if total > 0 else 1.0
+        mean, count = (_field(torch.fft.rfft2(image) * patch, self._grid) for image in (squares, judged))
+        seen = count > SEEN
+        return _Sum(torch.where(seen, freedom * (mean - count), 0.0), torch.where(seen, count, 0.0), freedom)
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Σ (z² − 1) over a patch about each pixel (H, W), in independent ones; the share (H, W) of it that is judged; and
+    its degrees of freedom where all is."""
+
+    excess: Tensor
+    share: Tensor
+    freedom: float
+
+    @property
+    def spectrum(self) -> np.ndarray:
+        """λ, of which the sum is Σ λ_i (χ²_i − 1): that of a Gaussian process under Gaussian weights, geometric along
+        either axis (Mehler), with Σ λ = Σ λ² the degrees of freedom."""
+        root = math.sqrt(max(self.freedom, 1.0))
+        line = (1 - (q := (root - 1) / (root + 1))) * q ** np.arange(_EIGENVALUES)
+        return self.freedom * np.outer(line, line).ravel()
+
+
+def _sigma(sums: Sequence[_Sum]) -> Tensor:
+    """Significance (H, W) of patches added up, in deviations of a Gaussian, by the saddlepoint.
+
+    With K(s) = −½ Σ log(1 − 2 λ s): at x = K′(s), w = √(2 (s x − K)) and v = s √K″, it is w + log(v/w)/w
+    (Barndorff-Nielsen 1986, Biometrika 73, 307).
+    """
+    values = np.concatenate([one.spectrum for one in sums])
+    s = -np.expm1(-np.r_[-2:-0.02:40j, 0.02:12:200j]) / (2 * values.max())
+    rest = 1 - 2 * s[:, None] * values
+    x = (values / rest).sum(1)
+    w = np.sign(s) * np.sqrt(2 * s * x + np.log(rest).sum(1))
+    v = s * np.sqrt(2 * ((values / rest) ** 2).sum(1))
+    excess, weight = (
+        torch.stack(parts).sum(0) for parts in zip(*((o.excess, o.freedom * o.share) for o in sums), strict=True)
+    )
+    seen = weight > 0
+    scaled = excess * (sum(one.freedom for one in sums) / torch.where(seen, weight, 1.0)).sqrt()
+    sigma = np.interp(scaled.cpu().numpy(), x - values.sum(), w + np.log(v / w) / w)
+    return torch.as_tensor(sigma).to(scaled).where(seen, 0.0)
