@@ -34,8 +34,9 @@ from jointdiff.measure.data_checks import Data
 from jointdiff.measure.detection import Segments
 from jointdiff.measure.modes import disagreement
 from jointdiff.measure.morphology import require_statmorph
+from jointdiff.measure.peaks import ALARM, near_unexplained, peak_table, peaks
 from jointdiff.measure.photometry import aperture_map, fluxes
-from jointdiff.measure.unexplained import ALARM, Significance, near_unexplained, peak_table, peaks, significance
+from jointdiff.measure.unexplained import Significance, significance
 from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, misfits
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
@@ -147,8 +148,8 @@ class FieldJob:
     def _unexplained(self, folder: Path, found: Significance) -> dict[str, tuple[float, str]]:
         """Writes and tells of what no sample explains; the header's keywords."""
         padded, field = self.padded, self.field
-        table = peak_table(peaks(found, padded.core.scale, padded.weight), padded.corner, field.name)
-        place(table, field.wcs, field.reference, field.sources[field.reference])
+        where = (field.wcs, field.reference, field.sources[field.reference])
+        table = peak_table(peaks(found, padded.core.scale, padded.weight), padded.corner, *where)
         write_unexplained(folder, table)
         if len(table):
             first = table[0]

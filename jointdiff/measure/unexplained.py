@@ -11,20 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from astropy.table import Table
-from scipy.ndimage import label, maximum_filter, maximum_position
 from torch import Tensor
 
 from jointdiff.correlation import power_at
 from jointdiff.forward import ForwardModel, frequencies, gaussian_transfer, half_plane_weights, wavenumber
-from jointdiff.measure.columns import column
-from jointdiff.measure.detection import Segments
 from jointdiff.reconstruct.base import Draws, misfits
 from jointdiff.scene import Grid, Observation
-
-ALARM = 5.5
-"""Significance of a peak, in deviations of a Gaussian: noise alone passes it less than once in ten arcmin² (METHOD
-section 7)."""
 
 BLOBS = (0.2, 0.4, 0.8, 1.6, 3.2)
 """FWHM (arcsec, on the scene) of what is looked for in the light of all bands together."""
@@ -49,9 +41,6 @@ averaged: where some samples have a source, V of a pixel may be as large as its 
 
 SEEN = 0.2
 """Share of a template, or of a patch, that must be observed for it to be judged."""
-
-NEAR = 0.5
-"""Arcsec within which two peaks are one, and a peak is a source's."""
 
 ALL = "all"
 """In place of a band: all that were observed."""
@@ -79,15 +68,9 @@ class Significance:
     kind: np.ndarray
     kinds: tuple[Kind, ...]
 
-
-@dataclass(frozen=True)
-class Peak:
-    """A place (y, x), pixels, where more than ALARM stands out."""
-
-    y: int
-    x: int
-    sigma: float
-    kind: Kind
+    def crop(self, rows: slice, columns: slice) -> "Significance":
+        """That of a part of the scene."""
+        return Significance(self.sigma[rows, columns], self.kind[rows, columns], self.kinds)
 
 
 @dataclass(frozen=True)
@@ -129,41 +112,6 @@ def significance(draws: Draws, model: ForwardModel, observations: Sequence[Obser
     for fwhm in CELLS:
         search.patches("patch", fwhm, search.blob(fwhm), LIGHT_ERROR * search.blob(fwhm))
     return search.found()
-
-
-def peaks(found: Significance, scale: float, weight: np.ndarray | None = None) -> list[Peak]:
-    """Where more than ALARM stands out, the strongest first; one for all that is nearer than NEAR to each other.
-
-    scale: arcsec a pixel. weight: (H, W), zero where nothing is scored.
-    """
-    sigma = found.sigma if weight is None else np.where(np.asarray(weight) > 0, found.sigma, 0.0)
-    regions, count = label(maximum_filter(sigma > ALARM, size=_width(scale), mode="constant"))
-    places = maximum_position(sigma, regions, range(1, count + 1)) if count else []
-    listed = [Peak(int(y), int(x), float(sigma[y, x]), found.kinds[found.kind[y, x]]) for y, x in places]
-    return sorted(listed, key=lambda peak: -peak.sigma)
-
-
-def peak_table(found: Sequence[Peak], corner: tuple[int, int], scene: str) -> Table:
-    """Peaks of a padded grid whose pixel ``corner`` is the first of the scene's core; ra and dec are for ``place``."""
-    table = Table(meta={"UNEXPTHR": ALARM, "scene": scene})
-    unknown = np.full(len(found), np.nan)
-    at = [[peak.x - corner[1] for peak in found], [peak.y - corner[0] for peak in found]]
-    values = {"ra": unknown, "dec": unknown.copy(), "x": np.array(at[0], float), "y": np.array(at[1], float)}
-    values |= {"sigma": np.array([peak.sigma for peak in found], float)}
-    values |= {"size": np.array([peak.kind.size for peak in found], float)}
-    values |= {name: np.array([getattr(peak.kind, name) for peak in found], str) for name in ("shape", "band")}
-    table.add_columns([column(kind, each) for kind, each in values.items()])
-    return table
-
-
-def near_unexplained(segments: Segments, found: Significance, scale: float) -> np.ndarray:
-    """(K,), true for sources of whose segment some pixel is within NEAR of what stands out by more than ALARM."""
-    near = maximum_filter(found.sigma > ALARM, size=_width(scale), mode="constant")
-    return np.isin(np.arange(1, len(segments) + 1), segments.labels[near])
-
-
-def _width(scale: float) -> int:
-    return 2 * round(NEAR / scale) + 1
 
 
 def _each(draws: Draws, model: ForwardModel, observations: Sequence[Observation]):
