@@ -1,4 +1,4 @@
-"""Where more stands out from a scene's residuals than noise ever leaves: peaks, their table, and the sources near by."""
+"""Where more stands out from a scene's residuals than noise ever leaves: peaks, their table, the sources near by."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
