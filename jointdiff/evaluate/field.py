@@ -152,10 +152,11 @@ class FieldJob:
         table = peak_table(peaks(found, padded.core.scale, padded.weight), padded.corner, *where)
         write_unexplained(folder, table)
         if len(table):
-            first = table[0]
-            told = f"{first['sigma']:.1f}σ at {first['ra']:.5f} {first['dec']:+.5f}, {first['shape']}, {first['band']}"
-            text = f"no sample explains {len(table)} places of more than {ALARM:g}σ, the strongest of"
-            print(f"{field.name}: {text} {told} (flag {UNEXPLAINED})", flush=True)
+            first, count = table[0], f"{len(table)} place{'s' * (len(table) > 1)}"
+            most = f"{first['sigma']:.1f}σ at {first['ra']:.5f} {first['dec']:+.5f}"
+            kind = f"{first['shape']} of {first['size']:.2g}″, {first['band']}"
+            told = f"no sample explains {count} above {ALARM:g}σ, at most {most} ({kind}; flag {UNEXPLAINED})"
+            print(f"{field.name}: {told}", flush=True)
         return {
             "UNEXPLN": (len(table), "places that no sample explains"),
             "UNEXPTHR": (ALARM, "sigma above which they count"),

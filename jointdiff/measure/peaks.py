@@ -12,7 +12,7 @@ from jointdiff.measure.columns import column
 from jointdiff.measure.detection import Segments
 from jointdiff.measure.unexplained import Kind, Significance
 
-ALARM = 5.5
+ALARM = 5.25
 """Significance of a peak, in deviations of a Gaussian: noise alone passes it less than once in ten arcmin² (METHOD
 section 7)."""
 

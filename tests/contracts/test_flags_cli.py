@@ -74,7 +74,7 @@ def test_what_no_sample_explains_is_told_flagged_and_listed(options, scene, deny
     for method, peaks in (("diffusion", True), ("wiener", False)):
         out = tmp_path / method
         assert cli.main(command(scene, denying, out, "--method", method, "--guard", "false", *options)) == 0
-        assert (told := "(flag 1024)" in capsys.readouterr().out) == peaks, told
+        assert (told := "; flag 1024)" in capsys.readouterr().out) == peaks, told
         table = Table.read(out / "good" / "unexplained.ecsv", format="ascii.ecsv")
         assert (out / "good" / "unexplained.reg").read_text().count("circle(") == len(table)
         header = fits.getheader(out / "good" / "reconstruction.fits")

@@ -11,8 +11,20 @@ from jointdiff.correlation import power_spectrum
 from jointdiff.forward import ForwardModel
 from jointdiff.gaussian import GaussianPosterior
 from jointdiff.measure import unexplained
-from jointdiff.measure.peaks import peaks
-from jointdiff.measure.unexplained import ALL, LEAST, Kind, _each, _of, _Search, _sigma, _Sum, significance
+from jointdiff.measure.detection import Segments
+from jointdiff.measure.peaks import joined, near_unexplained, peaks
+from jointdiff.measure.unexplained import (
+    ALL,
+    LEAST,
+    Kind,
+    Significance,
+    _each,
+    _of,
+    _Search,
+    _sigma,
+    _Sum,
+    significance,
+)
 from jointdiff.reconstruct.base import Draws
 from jointdiff.scene import Observation
 from tests.observing import BANDS
@@ -108,6 +120,27 @@ def test_light_that_a_network_gets_slightly_wrong_is_not_told_of():
     for share, told in ((0.98, False), (0.5, True)):
         samples = (share * light).expand(4, 3, 32, 32)
         assert bool(peaks(significance(Draws(samples, samples[0]), model, exact), TORUS.scale)) == told
+
+
+def test_what_is_near_is_one_peak_and_sources_near_it_are_flagged():
+    """Two pixels 0.6 arcsec apart are one, as what is around either meets; sources 0.5 arcsec away are near."""
+    sigma, kinds = np.zeros((40, 40), np.float32), (Kind("blob", 0.4, "g"), Kind("ring", 1.0, ALL))
+    sigma[10, 10], sigma[10, 16], sigma[30, 30], sigma[39, 0] = 6, 8, 7, 5
+    found = Significance(sigma, (sigma > 7.5).astype(np.int16), kinds)
+    told = [(peak.y, peak.x, peak.sigma, peak.kind.shape) for peak in peaks(found, 0.1)]
+    assert told == [(10, 16, 8.0, "ring"), (30, 30, 7.0, "blob")]
+    weight = np.ones((40, 40))
+    weight[:, 15:20] = 0
+    assert [peak.sigma for peak in peaks(found, 0.1, weight)] == [7.0, 6.0]
+    labels = np.zeros((40, 40), dtype=int)
+    labels[24, 20:26], labels[16, 10], labels[39, 0] = 1, 2, 3
+    segments = Segments(labels, np.array([22.0, 10, 0]), np.array([24.0, 16, 39]))
+    assert near_unexplained(segments, found, 0.1).tolist() == [False, False, False]
+    labels[25, 25] = 1
+    assert near_unexplained(segments, found, 0.1).tolist() == [True, False, False]
+    halves = [found.crop(slice(0, 40), columns) for columns in (slice(0, 17), slice(17, 40))]
+    whole = joined([(slice(0, 40), slice(0, 17)), (slice(0, 40), slice(17, 40))], halves, (40, 40))
+    assert peaks(whole, 0.1) == peaks(found, 0.1)
 
 
 def _searched(model, seen, draws):
