@@ -27,6 +27,9 @@ class Extras:
 
 CATALOG, ECSV, REGIONS, PICTURE = "catalog.fits", "catalog.ecsv", "catalog.reg", "rgb.png"
 
+UNEXPLAINED = "unexplained"
+"""The stem of the files of what no sample explains."""
+
 ZOOM, WIDEST = 4, 1024
 """Pixels of a picture on a side of a scene pixel, at most; fewer where its longer side would exceed WIDEST."""
 
@@ -44,6 +47,18 @@ def export(folder: Path, table: Table, provenance: Mapping[str, object], ecsv: b
         told.meta.update({key: value for key, value in provenance.items() if value is not None})
         with atomic_path(folder / ECSV) as temporary:
             told.write(temporary, format="ascii.ecsv", overwrite=True)
+
+
+def write_unexplained(folder: Path, table: Table) -> None:
+    """Write a ``peak_table`` as unexplained.ecsv and, for DS9, as circles in unexplained.reg."""
+    with atomic_path(folder / f"{UNEXPLAINED}.ecsv") as temporary:
+        table.write(temporary, format="ascii.ecsv", overwrite=True)
+    lines = ["# Region file format: DS9 version 4.1", "global color=red width=2", "icrs"]
+    for row in table:
+        label = f"{row['sigma']:.1f} sigma, {row['shape']}, {row['band']}"
+        lines.append(f'circle({row["ra"]:.8f},{row["dec"]:.8f},{row["size"]:.4f}") # text={{{label}}}')
+    with atomic_path(folder / f"{UNEXPLAINED}.reg") as temporary:
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def write_picture(folder: Path, names: Sequence[str], seen: Sequence[str], mean: np.ndarray, scale: float) -> None:

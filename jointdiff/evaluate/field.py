@@ -11,7 +11,7 @@ from astropy.table import Table
 
 from jointdiff.errors import InputError
 from jointdiff.evaluate.accuracy import residual_chi2
-from jointdiff.evaluate.exports import Extras, export, write_picture
+from jointdiff.evaluate.exports import Extras, export, write_picture, write_unexplained
 from jointdiff.evaluate.figures import View, save_figure, scene_figure, views_of
 from jointdiff.forward import ForwardModel
 from jointdiff.io.products import read_truth, write_reconstruction
@@ -23,6 +23,7 @@ from jointdiff.measure.catalog import (
     MODES_DISAGREE,
     NEAR_STAR,
     NOT_CONVERGED,
+    UNEXPLAINED,
     MeasureSettings,
     find_sources,
     measure,
@@ -33,7 +34,9 @@ from jointdiff.measure.data_checks import Data
 from jointdiff.measure.detection import Segments
 from jointdiff.measure.modes import disagreement
 from jointdiff.measure.morphology import require_statmorph
+from jointdiff.measure.peaks import ALARM, near_unexplained, peak_table, peaks
 from jointdiff.measure.photometry import aperture_map, fluxes
+from jointdiff.measure.unexplained import Significance, significance
 from jointdiff.reconstruct.align import align_field
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, misfits
 from jointdiff.reconstruct.field import PaddedField, check_size, pad_field
@@ -97,7 +100,9 @@ class FieldJob:
         draws = self._reconstructor.sample(padded.observations, padded.grid, self._count, stream)
         seconds = time.perf_counter() - start
         model = self._reconstructor.denoiser.forward_model(padded.observations, padded.grid)
-        catalog = self._catalog(draws, model, stream)
+        found = significance(draws, model, padded.observations)
+        catalog = self._catalog(draws, model, stream, found)
+        cards |= self._unexplained(folder, found)
         catalog.meta.update({key: value for key, (value, _) in cards.items()})
         samples, mean = padded.crop(draws.samples).cpu(), padded.crop(draws.mean).cpu()
         std = samples.std(0)
@@ -140,7 +145,24 @@ class FieldJob:
             print(f"{self.field.name}: {found.line}", flush=True)
         return found.cards(self.names) if found is not None else {}
 
-    def _catalog(self, draws: Draws, model: ForwardModel, stream: NoiseStream) -> Table:
+    def _unexplained(self, folder: Path, found: Significance) -> dict[str, tuple[float, str]]:
+        """Writes and tells of what no sample explains; the header's keywords."""
+        padded, field = self.padded, self.field
+        where = (field.wcs, field.reference, field.sources[field.reference])
+        table = peak_table(peaks(found, padded.core.scale, padded.weight), padded.corner, *where)
+        write_unexplained(folder, table)
+        if len(table):
+            first, count = table[0], f"{len(table)} place{'s' * (len(table) > 1)}"
+            most = f"{first['sigma']:.1f}σ at {first['ra']:.5f} {first['dec']:+.5f}"
+            kind = f"{first['shape']} of {first['size']:.2g}″, {first['band']}"
+            told = f"no sample explains {count} above {ALARM:g}σ, at most {most} ({kind}; flag {UNEXPLAINED})"
+            print(f"{field.name}: {told}", flush=True)
+        return {
+            "UNEXPLN": (len(table), "places that no sample explains"),
+            "UNEXPTHR": (ALARM, "sigma above which they count"),
+        }
+
+    def _catalog(self, draws: Draws, model: ForwardModel, stream: NoiseStream, found: Significance) -> Table:
         """The catalog, in pixels of the core: measured on the padded grid, where the data have their full model."""
         padded, fwhm = self.padded, self._reconstructor.denoiser.target_fwhm
         segments = find_sources(
@@ -149,6 +171,7 @@ class FieldJob:
         catalog = self._measure(padded, draws, model, segments)
         if self._check is not None:
             self._compare(catalog, draws, segments, stream)
+        catalog["flags"] |= UNEXPLAINED * near_unexplained(segments, found, padded.core.scale)
         catalog["y"] -= padded.corner[0]
         catalog["x"] -= padded.corner[1]
         self._place(catalog)

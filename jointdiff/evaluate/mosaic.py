@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,10 +16,13 @@ from jointdiff.errors import InputError
 from jointdiff.evaluate.exports import write_large_picture
 from jointdiff.evaluate.field import FieldJob, Treatment, chi2_text, misfit
 from jointdiff.evaluate.figures import views_of
+from jointdiff.forward import ForwardModel
 from jointdiff.io.products import merge_catalogs, stream_reconstruction
 from jointdiff.io.scene_files import Field
-from jointdiff.measure.catalog import MeasureSettings
+from jointdiff.measure.catalog import UNEXPLAINED, MeasureSettings
 from jointdiff.measure.detection import Segments, detect, detection_image, typical_noise
+from jointdiff.measure.peaks import joined, near_unexplained
+from jointdiff.measure.unexplained import Significance, significance
 from jointdiff.nuisances import modes_of, offsets
 from jointdiff.reconstruct.base import Draws, NoiseStream, Reconstructor, Shared
 from jointdiff.reconstruct.field import check_size, seen_in
@@ -107,7 +110,8 @@ class MosaicJob(FieldJob):
         if not self._workers.first:
             return None
         seconds = time.perf_counter() - start
-        catalog, chi2 = self._survey(store, stream)
+        catalog, chi2, found = self._survey(store, stream)
+        cards |= self._unexplained(folder, found)
         catalog.meta.update({name: value for name, (value, _) in cards.items()})
         self._write(store, folder, catalog, provenance, cards)
         store.remove()
@@ -149,31 +153,36 @@ class MosaicJob(FieldJob):
             self._say(f"{self.field.name}: {whole} of {len(tiling)} tiles, {pace:.1f} s each, {left} left")
         self._workers.wait()
 
-    def _survey(self, store: TileStore, stream: NoiseStream) -> tuple[Table, str]:
-        """The catalog, in pixels of the core, each source once; and χ²/N of the samples."""
-        segments = self._find(store)
+    def _survey(self, store: TileStore, stream: NoiseStream) -> tuple[Table, str, Significance]:
+        """The catalog, in pixels of the core, each source once; χ²/N of the samples; and what none of them explains."""
+        segments, denoiser = self._find(store), self._reconstructor.denoiser
         boxes = find_objects(segments.labels, max_label=len(segments))
-        tables, numbers = [], []
+        tables, numbers, left = [], [], []
         totals = np.zeros((len(self.padded.observations), 2))
         for tile in self._tiling.tiles:
             own = _centred(segments, tile)
             part = self._part(tile, [boxes[k] for k in own])
             view = self._tiling.around(part)
             samples, mean = (store.read(cube, view.torus) for cube in ("samples", "mean"))
-            totals += self._misfit(tile, view, samples, store.shared(view.torus), stream)
+            shared = store.shared(view.torus)
+            totals += self._misfit(tile, view, samples, shared, stream)
+            seen = view.field.observations
+            model = denoiser.forward_model(seen, view.field.grid)
+            moved, replaced = self._offsets(seen, model, shared, stream), store.read(REPLACED, view.torus)
+            draws = Draws(samples, mean, store.converged, moved, replaced)
+            left.append(significance(draws, model, seen).crop(*tile.within(*view.corner)))
             if len(own):
                 here, known = _crop(segments, view.torus)
-                denoiser = self._reconstructor.denoiser
-                model = denoiser.forward_model(view.field.observations, view.field.grid)
-                draws = Draws(samples, mean, store.converged, replaced=store.read(REPLACED, view.torus))
                 table = self._measure(view.field, draws, model, here)
                 table["y"] += view.corner[0] - self.padded.corner[0]
                 table["x"] += view.corner[1] - self.padded.corner[1]
                 chosen = np.flatnonzero(np.isin(known, own))
                 tables.append(table[chosen])
                 numbers += known[chosen].tolist()
-        chi2 = chi2_text(self.padded.observations, totals)
-        return self._joined(tables, numbers), chi2
+        found = joined([tile.within(0, 0) for tile in self._tiling.tiles], left, self.padded.grid.shape)
+        catalog = self._joined(tables, numbers)
+        catalog["flags"] |= UNEXPLAINED * near_unexplained(segments, found, self.padded.core.scale)
+        return catalog, chi2_text(self.padded.observations, totals), found
 
     def _joined(self, tables: list[Table], numbers: list[int]) -> Table:
         """One catalog of those of all tiles, its rows by their number among the sources of the field."""
@@ -222,14 +231,18 @@ class MosaicJob(FieldJob):
     def _misfit(self, tile: Tile, view: View, samples: torch.Tensor, shared: Shared, stream: NoiseStream) -> np.ndarray:
         """χ² and numbers of pixels, (O, 2), of what was observed in a tile alone."""
         seen = seen_in(self.padded, view.field.grid, view.corner, tile.spans, 0).observations
-        denoiser, moved = self._reconstructor.denoiser, []
-        model = denoiser.forward_model(seen, view.field.grid)
-        samples, told = samples.to(seen[0].image), shared.to(seen[0].image)
-        if told.belief is not None:
-            modes, _ = modes_of(model, seen, told.mean, denoiser.levels, told.belief.noise)
-            (white,) = stream.normal(range(self._count), [(told.belief.count,)], told.mean)
-            moved = offsets(told.belief.draw(white), modes)
-        return misfit(seen, Draws(samples, samples[0], offsets=moved), model)
+        model = self._reconstructor.denoiser.forward_model(seen, view.field.grid)
+        samples = samples.to(seen[0].image)
+        return misfit(seen, Draws(samples, samples[0], offsets=self._offsets(seen, model, shared, stream)), model)
+
+    def _offsets(self, seen, model: ForwardModel, shared: Shared, stream: NoiseStream) -> Sequence[torch.Tensor]:
+        """What each sample takes each of some observations of a tile to be off by, as Draws has it."""
+        told = shared.to(seen[0].image)
+        if told.belief is None:
+            return ()
+        modes, _ = modes_of(model, seen, told.mean, self._reconstructor.denoiser.levels, told.belief.noise)
+        (white,) = stream.normal(range(self._count), [(told.belief.count,)], told.mean)
+        return offsets(told.belief.draw(white), modes)
 
     def _write(self, store: TileStore, folder: Path, catalog: Table, provenance, cards) -> None:
         field, denoiser = self.padded, self._reconstructor.denoiser

@@ -32,10 +32,11 @@ FLAGS = {
     256: "the amortized and the factorized mode disagree by more than MODETHR, as MODERATE of sound sources "
     "do; without MODETHR it was not looked at",
     512: "the network contradicted the data here: in a tenth of the samples or more, the Gaussian posterior stands in",
+    1024: "no sample explains the data here, in the segment or within 0.5 arcsec: more than UNEXPTHR sigma are left",
 }
 """The bits of the column ``flags``."""
 
-CORRELATED_NOISE, NOT_CONVERGED, NEAR_STAR, MODES_DISAGREE, GAUSSIAN = 32, 64, 128, 256, 512
+CORRELATED_NOISE, NOT_CONVERGED, NEAR_STAR, MODES_DISAGREE, GAUSSIAN, UNEXPLAINED = 32, 64, 128, 256, 512, 1024
 """The bits that whoever has seen a field's observations, or drawn its samples, sets."""
 
 

@@ -66,6 +66,12 @@ KINDS = {
     },
     "sersic_flagged": Kind(None, "meta.number", "samples, of MORPHNUM, whose fit statmorph flags; -1: not measured"),
     "morphology_flagged": Kind(None, "meta.number", "the same for its other indices; -1: not measured, below MORPHSNR"),
+    "sigma": Kind(None, "stat.snr", "how much no sample explains, in deviations of a Gaussian"),
+    "size": Kind("arcsec", "phys.angSize", "FWHM of a blob or a patch, radius of a ring, before the PSF"),
+    "shape": Kind(
+        None, "meta.note", "what stands out most: a blob, a ring, a patch of no known shape, or of a texture"
+    ),
+    "band": Kind(None, "meta.id;instr.bandpass", "in which band; all: in all together"),
     "flags": Kind(None, "meta.code.qual", "sum of the bits that the header explains: FLAG1, FLAG2 ..."),
 }
 """By name, without the band that may follow it."""

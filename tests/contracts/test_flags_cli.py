@@ -2,13 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
+from astropy.io import fits
+from astropy.table import Table
 
 from jointdiff import cli
 from jointdiff.diffusion.denoiser import Denoiser
 from jointdiff.io.products import read_catalog, read_reconstruction
 from jointdiff.io.scene_files import read_field
-from jointdiff.measure.catalog import CORRELATED_NOISE, GAUSSIAN
+from jointdiff.measure.catalog import CORRELATED_NOISE, GAUSSIAN, UNEXPLAINED
+from jointdiff.measure.peaks import ALARM
 from jointdiff.reconstruct import tiles
 from jointdiff.reconstruct.api import reconstruct
 from jointdiff.reconstruct.checkpoint import load_denoiser, save_denoiser
@@ -57,6 +61,35 @@ def test_sources_on_which_the_network_contradicts_the_data_are_flagged(options, 
         made = read_reconstruction(tmp_path / guard / "good" / "reconstruction.fits").provenance
         assert made["guard"] is catalog.meta["GUARD"] is (guard == "true")
     assert len(flags["true"]) and flags["true"].any() and not flags["false"].any()
+
+
+@pytest.mark.parametrize(
+    ("denying", "options"),
+    [("sure", []), ("doubting", []), ("doubting", ["--tile", "38", "--align", "false"])],
+    indirect=["denying"],
+)
+def test_what_no_sample_explains_is_told_flagged_and_listed(options, scene, denying, tmp_path, capsys):
+    """A source that the network denies, where the guard may not speak; of the Wiener filter nothing is left."""
+    plant(scene, 400)
+    for method, peaks in (("diffusion", True), ("wiener", False)):
+        out = tmp_path / method
+        assert cli.main(command(scene, denying, out, "--method", method, "--guard", "false", *options)) == 0
+        assert (told := "; flag 1024)" in capsys.readouterr().out) == peaks, told
+        table = Table.read(out / "good" / "unexplained.ecsv", format="ascii.ecsv")
+        assert (out / "good" / "unexplained.reg").read_text().count("circle(") == len(table)
+        header = fits.getheader(out / "good" / "reconstruction.fits")
+        catalog = read_catalog(out / "good" / "catalog.fits")
+        assert header["UNEXPLN"] == catalog.meta["UNEXPLN"] == len(table)
+        assert header["UNEXPTHR"] == table.meta["UNEXPTHR"] == ALARM
+        assert bool(len(table)) == peaks
+        if peaks:
+            assert {"ra", "dec", "x", "y", "sigma", "size", "shape", "band"} == {*table.colnames}
+            near = np.hypot(table["y"] - 22, table["x"] - 18) < 8
+            assert near[0] and (np.diff(table["sigma"]) <= 0).all() and table["sigma"].min() > ALARM
+            sky = read_field(scene).wcs.pixel_to_world_values(table["x"], table["y"])
+            np.testing.assert_allclose(np.stack(sky), np.stack([table["ra"], table["dec"]]), atol=1e-9)
+        else:
+            assert not (catalog["flags"] & UNEXPLAINED).any()
 
 
 @pytest.mark.parametrize("tile", [0, 38])

@@ -76,7 +76,8 @@ def test_products_of_two_fields(method, scene, model, tmp_path, capsys):
     assert "good: VIS, g on 40 × 40 pixels" in told
     assert "r not observed" in told
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
-    names = ("reconstruction.fits", "catalog.fits", "catalog.reg", "figure.png", "rgb.png")
+    names = ("reconstruction.fits", "catalog.fits", "catalog.reg", "unexplained.ecsv", "unexplained.reg")
+    names += ("figure.png", "rgb.png")
     merged = {"catalog.fits", "catalog.reg", "reconstruct.yaml"}
     assert found == {f"{f}/{n}" for f in ("good", "other") for n in names} | merged
     result = read_reconstruction(output / "good" / "reconstruction.fits")
