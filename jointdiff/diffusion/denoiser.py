@@ -67,8 +67,8 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
 
     bands: ((name, filter), …). pixel_scale, target_fwhm: arcsec. wavenumbers: the number K of tabulated Γ(k).
     widths, blocks: of the network (see UNet). levels: deviations of what nobody knows of an observation
-    (nuisances.Levels), which samples allow for. network_errors: of the network at sources, relative to their light, by
-    band, which samples allow for, too (reconstruct/refine.py); none where nobody measured them.
+    (nuisances.Levels), which samples allow for. network_errors: ε of each band, of the network at sources, which
+    samples allow for, too (reconstruct/refine.py); none where nobody measured them.
     """
 
     wavenumbers: Tensor

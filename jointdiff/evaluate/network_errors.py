@@ -1,4 +1,4 @@
-"""Fitting the relative error of a trained network (reconstruct/refine.py): that with which its samples score best."""
+"""Fitting the error of a trained network (reconstruct/refine.py): that with which its samples score best."""
 
 import warnings
 from dataclasses import replace
@@ -15,8 +15,8 @@ from jointdiff.reconstruct.base import NoiseStream
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.refine import refined
 
-CANDIDATES = (0.0, 0.005, 0.02, 0.08)
-"""Relative errors that are tried."""
+CANDIDATES = (0.0, 0.05, 0.1, 0.2, 0.4)
+"""Errors that are tried."""
 
 SCENES, SAMPLES = 24, 15
 """Simulated scenes that they are tried on, with some 90 sources, and samples of each."""
@@ -51,7 +51,7 @@ def _scores(trial: Trial, trials: Validation, denoiser: Denoiser) -> np.ndarray:
     scores, numbers = [], range(trials.samples)
     for candidate in CANDIDATES:
         errors = [candidate] * len(denoiser.bands)
-        tried, solved = refined(draws.samples, posterior.model, images, posterior.mean, errors, numbers, stream)
+        tried, solved = refined(draws.samples, posterior, images, posterior.mean, errors, numbers, stream)
         if not solved:
             warnings.warn(f"{trial.name}: a network error of {candidate:g} was tried in part only", stacklevel=2)
         scores.append(crps(fluxes(tried.cpu(), circles).numpy(), truth))

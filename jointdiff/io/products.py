@@ -28,7 +28,7 @@ PROVENANCE = {
     "method": ("METHOD", "reconstruction method"),
     "mode": ("MODE", "amortized or factorized"),
     "evaluations": ("NEVAL", "denoiser evaluations a sample"),
-    "network_errors": ("NETERR", "relative, by band"),
+    "network_errors": ("NETERR", "of the network, by band"),
     "guard": ("GUARD", "samples gave way where they contradict data"),
 }
 """The keys of a provenance dict, with header keyword and comment. ``checkpoint`` is its sha256, whose 64 characters

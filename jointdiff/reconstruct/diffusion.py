@@ -88,7 +88,7 @@ class Diffusion(Reconstructor):
             views = [Symmetry.numbered(number, grid, self.denoiser.network.stride) for number in numbers]
             drawn = SOLVERS[self._solver](partial(residual, symmetries=views), posterior, levels, noise)
             if self.network_errors:
-                given = posterior.model, posterior.observations, light, self.network_errors
+                given = posterior, posterior.observations, light, self.network_errors
                 drawn, found = refined(drawn, *given, numbers, stream)
                 solved = solved and found
             if self.guard:

@@ -1,8 +1,9 @@
 """What the network itself gets wrong: the data are asked once more (METHOD section 7).
 
-At a bright source, what a network has failed to learn is many times the noise, and the data show it. With ε the
-relative error of each band, measured on simulated scenes (evaluate/network_errors.py), a sample x_k of the network
-stands for the Gaussian N(x_k, E), E = H Hᵀ with H = ε |T μ₀| T, T a convolution, and gives way to a draw of
+At a bright source, what a network has failed to learn is many times the noise, and the data show it. Its error is
+smooth, and its variance grows with the light as that of photons does: of a pixel it is ε² σ |T μ₀|, σ the noise of a pixel,
+with one ε for each band, measured on simulated scenes (evaluate/network_errors.py). So a sample x_k of the network
+stands for the Gaussian N(x_k, E), E = H Hᵀ with H = ε √(σ |T μ₀|) T, T a convolution, and gives way to a draw of
 
     p(x) ∝ N(y; A x, N) N(x; x_k, E):   x = x_k + H u,   (I + Hᵀ Aᵀ N⁻¹ A H) u = w + Hᵀ (Aᵀ N⁻¹ (y − A x_k) + ξ)
 
@@ -16,13 +17,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jointdiff.forward import ForwardModel, gaussian_transfer, half_plane_weights
+from jointdiff.forward import gaussian_transfer, half_plane_weights
+from jointdiff.gaussian import GaussianPosterior
 from jointdiff.linear import conjugate_gradient
 from jointdiff.reconstruct.base import NoiseStream
 from jointdiff.scene import Observation
 
 SMOOTH = 0.3
-"""FWHM (arcsec) of T: of the light that the error is a fraction of, and of what the error is alike over."""
+"""FWHM (arcsec) of T: of the light that the error grows with, and, but for √2, of what it is alike over."""
+
+MOST = 0.1
+"""Share of the light that a pixel's error is at most: where a band is shallow, other bands tell the network of it."""
 
 TOLERANCE, MAX_STEPS = 0.1, 300
 """Of conjugate gradients: the norm of the residual of u. Of H u along any one direction that is an error of as many
@@ -34,7 +39,7 @@ CONVERGED = 0.5
 
 def refined(
     samples: Tensor,
-    model: ForwardModel,
+    posterior: GaussianPosterior,
     observations: Sequence[Observation],
     light: Tensor,
     errors: Sequence[float],
@@ -43,18 +48,22 @@ def refined(
 ) -> tuple[Tensor, bool]:
     """What stands for the samples (S, C, H, W) ``numbers`` of one scene, for each by itself; whether u was found.
 
-    All in nJy per pixel. observations: of the scene, or S images each of the same weights. light: μ₀ (1, C, H, W), for
-    it is no sample's own. errors: ε (C,).
+    All in nJy per pixel. posterior: the Gaussian one, for A and the depth of the data. observations: of the scene, or S
+    images each of the same weights. light: μ₀ (1, C, H, W), for it is no sample's own. errors: ε (C,). What was not
+    observed in a band stands.
     """
-    grid, own = model.grid, stream.apart("refined")
+    model, own = posterior.model, stream.apart("refined")
+    grid = model.grid
     transfer = torch.as_tensor(gaussian_transfer(grid, SMOOTH)).to(samples)
     power = (transfer.square() * torch.as_tensor(half_plane_weights(grid)).to(samples)).sum() / light[0, 0].numel()
+    depth = posterior.data_precision[:1, 0, 0].diagonal(dim1=-2, dim2=-1).to(samples).view(1, -1, 1, 1)
+    noise = torch.where(depth > 0, depth.clamp(min=torch.finfo(depth.dtype).tiny).rsqrt(), 0.0)
 
     def convolved(image: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(image) * transfer, s=grid.shape)
 
-    share = samples.new_tensor(errors).view(1, -1, 1, 1) / power.sqrt()  # white noise through T: of unit variance
-    level = share * convolved(light.to(samples)).abs()
+    bright, scale = convolved(light.to(samples)).abs(), samples.new_tensor(errors).view(1, -1, 1, 1)
+    level = torch.minimum(scale * (noise * bright).sqrt(), MOST * bright) / power.sqrt()  # T w: of unit variance
 
     def root(u: Tensor) -> Tensor:
         return level * convolved(u)
@@ -65,8 +74,7 @@ def refined(
     def operator(u: Tensor) -> Tensor:
         return u + adjoint(model.normal(root(u), observations))
 
-    noise = own.data(numbers, observations, samples)
-    seen = zip(observations, model(samples), noise, strict=True)
+    seen = zip(observations, model(samples), own.data(numbers, observations, samples), strict=True)
     told = model.adjoint([o.weigh(o.image - image) + o.weighed_noise(white) for o, image, white in seen])
     white = own.white(numbers, grid, samples, channels=samples.shape[1])
     rhs, tolerance = white + adjoint(told), TOLERANCE / samples[0].numel() ** 0.5
