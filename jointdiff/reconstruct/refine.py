@@ -1,9 +1,9 @@
 """What the network itself gets wrong: the data are asked once more (METHOD section 7).
 
 At a bright source, what a network has failed to learn is many times the noise, and the data show it. Its error is
-smooth, and its variance grows with the light as that of photons does: of a pixel it is ε² σ |T μ₀|, σ the noise of a pixel,
-with one ε for each band, measured on simulated scenes (evaluate/network_errors.py). So a sample x_k of the network
-stands for the Gaussian N(x_k, E), E = H Hᵀ with H = ε √(σ |T μ₀|) T, T a convolution, and gives way to a draw of
+smooth, and its variance grows with the light as that of photons does: of a pixel it is ε² σ |T μ₀|, σ the noise of a
+pixel, with one ε for each band, measured on simulated scenes (evaluate/network_errors.py). So a sample x_k of the
+network stands for the Gaussian N(x_k, E), E = H Hᵀ and H = ε √(σ |T μ₀|) T, T a convolution; a draw takes its place of
 
     p(x) ∝ N(y; A x, N) N(x; x_k, E):   x = x_k + H u,   (I + Hᵀ Aᵀ N⁻¹ A H) u = w + Hᵀ (Aᵀ N⁻¹ (y − A x_k) + ξ)
 

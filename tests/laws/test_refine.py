@@ -12,18 +12,19 @@ from jointdiff.evaluate.calibration import pulls
 from jointdiff.evaluate.network_errors import CANDIDATES, _scores, fit_network_errors
 from jointdiff.evaluate.validation import Trial
 from jointdiff.forward import ForwardModel, gaussian_transfer
+from jointdiff.gaussian import GaussianPosterior
 from jointdiff.reconstruct import refine
 from jointdiff.reconstruct.base import Draws, NoiseStream, single_scenes
 from jointdiff.reconstruct.diffusion import Diffusion
 from jointdiff.reconstruct.refine import SMOOTH, refined
 from jointdiff.reconstruct.wiener import Wiener
 from tests.denoisers import untrained
-from tests.laws.test_gaussian import GRID, _dense, posterior_of
+from tests.laws.test_gaussian import AMPLITUDE, GRID, _dense, posterior_of, prior
 from tests.laws.test_reconstruct import PAIRS
 from tests.observing import BANDS
 from tests.oracles import TORUS, Oracle, blank_survey, draw
 
-ERRORS = (0.02, 0.1, 0.3)
+ERRORS = (0.1, 0.2, 0.4)
 
 
 def _normal(*shape, seed=0):
@@ -51,14 +52,20 @@ def smooth(grid, image):
     return torch.fft.irfft2(torch.fft.rfft2(image) * torch.as_tensor(gaussian_transfer(grid, SMOOTH)), s=grid.shape)
 
 
-def root_of(light, errors, grid):
-    """H, (C·H·W, C·H·W): |T μ₀| ε times white noise through T, scaled to unit variance."""
-    shape = light.shape
-    units = torch.eye(light.numel(), dtype=torch.float64).reshape(-1, *shape)
-    rows = smooth(grid, units)
+def level_of(posterior, light, errors):
+    """ε √(σ |T μ₀|), at most MOST of |T μ₀|, (B, C, H, W): deviations of the network's error."""
+    depth = posterior.data_precision[:1, 0, 0].diagonal(dim1=-2, dim2=-1).view(1, -1, 1, 1).double()
+    bright = smooth(posterior.grid, light.double()).abs()
+    scale = torch.tensor(errors).double().view(1, -1, 1, 1)
+    return torch.minimum(scale * (bright / depth.sqrt()).sqrt(), refine.MOST * bright)
+
+
+def root_of(posterior, light, errors):
+    """H, (C·H·W, C·H·W): these times white noise through T, scaled to unit variance."""
+    units = torch.eye(light.numel(), dtype=torch.float64).reshape(-1, *light.shape[1:])
+    rows = smooth(posterior.grid, units)
     rows = rows / rows[0].square().sum().sqrt()
-    level = torch.tensor(errors, dtype=torch.float64).view(-1, 1, 1) * smooth(grid, light).abs()
-    return (level * rows).flatten(1).T
+    return (level_of(posterior, light, errors) * rows).flatten(1).T
 
 
 def test_it_is_the_posterior_of_a_gaussian_about_the_sample(monkeypatch):
@@ -70,8 +77,12 @@ def test_it_is_the_posterior_of_a_gaussian_about_the_sample(monkeypatch):
     observations = [replace(o, ivar=o.ivar * w.round(decimals=1)) for o, w in zip(observations, weights, strict=True)]
     model = ForwardModel(GRID, BANDS, 0.2, observations)
     light, sample = 30 * _normal(1, 3, *GRID.shape, seed=2).abs(), _normal(1, 3, *GRID.shape, seed=3)
+    light[:, 1] *= 0.01
     matrix, weight, _, y = _dense(model, observations, 0)
-    root = root_of(light[0], ERRORS, GRID)
+    posterior = GaussianPosterior(model, observations, prior().on(GRID), amplitude=AMPLITUDE[:1])
+    root = root_of(posterior, light, ERRORS)
+    level = level_of(posterior, light, ERRORS)
+    assert 0.1 < (level < 0.0999 * smooth(GRID, light).abs()).double().mean() < 0.9, "some light is bright, some faint"
     inner = torch.eye(len(root)) + root.T @ matrix.T @ (weight[:, None] * (matrix @ root))
     exact = root @ torch.linalg.solve(inner, root.T)  # (Aᵀ N⁻¹ A + E⁻¹)⁻¹, for an E that double precision cannot invert
 
@@ -80,7 +91,7 @@ def test_it_is_the_posterior_of_a_gaussian_about_the_sample(monkeypatch):
     basis = torch.cat([torch.zeros(1, sum(sizes)), torch.eye(sum(sizes))]).double().split(sizes, dim=1)
     scene, *data = (b.reshape(len(b), *shape) for b, shape in zip(basis, shapes, strict=True))
     many = sample.expand(len(scene), -1, -1, -1)
-    drawn, found = refined(many, model, observations, light, ERRORS, range(len(scene)), Given(scene, data))
+    drawn, found = refined(many, posterior, observations, light, ERRORS, range(len(scene)), Given(scene, data))
     still, columns = drawn[0].flatten(), (drawn[1:] - drawn[:1]).flatten(1)
     assert found
     mean = sample.flatten() + exact @ (matrix.T @ (weight * (y - matrix @ sample.flatten())))
@@ -112,7 +123,7 @@ def squares(images, truth, exact):
 def refined_(samples, oracle, errors, seed=0):
     drawn, found = refined(
         samples,
-        oracle.model,
+        oracle.posterior,
         oracle.observations,
         oracle.posterior.mean,
         errors,
@@ -123,34 +134,35 @@ def refined_(samples, oracle, errors, seed=0):
     return drawn
 
 
-def off_by(samples, light, errors, grid, seed=9):
+def off_by(samples, level, grid, seed=9):
     """The samples with an error of the network's in each, a draw of E."""
-    level = torch.tensor(errors).to(samples).view(1, -1, 1, 1) * smooth(grid, light.double()).abs()
     white = smooth(grid, _normal(*samples.shape, seed=seed))
     return (samples + level * white / white.std()).to(samples)
 
 
-def test_an_error_of_the_network_is_mended_where_the_data_show_it(skies):
-    """Squared errors of its samples are 3 to 40 times those of right ones, and then theirs again; and right samples
+def test_an_error_of_the_network_is_mended_where_the_data_show_it(skies, monkeypatch):
+    """Squared errors of its samples are 3 to 17 times those of right ones, and then theirs again; and right samples
     that are taken for wrong lose little. Where data alone speak, that is what the algebra says: 1. Ratios of 200 skies
     are known to 0.14 (each of two means of squares to √(2/200))."""
+    monkeypatch.setattr(refine, "MOST", 10.0)  # of light hardly above the noise, too
     truth, oracle, exact = skies
     errors = (1.0, 1.0, 1.0)
-    wrong = off_by(exact, oracle.posterior.mean, errors, TORUS)
+    wrong = off_by(exact, level_of(oracle.posterior, oracle.posterior.mean, errors), TORUS)
     assert min(squares(wrong, truth, exact)) > 3
     for samples in (wrong, exact):
         assert max(squares(refined_(samples, oracle, errors), truth, exact)) < 1 + 4 * 0.14
 
 
-@pytest.mark.parametrize("error", [0.1, 0.3, 1.0])
-def test_using_the_data_twice_costs_little(error):
-    """An error common to all samples of a sky: pulls of their mean are up to 6 wide, and with refined samples at most
+@pytest.mark.parametrize("error", [0.3, 1.0, 3.0])
+def test_using_the_data_twice_costs_little(error, monkeypatch):
+    """An error common to all samples of a sky: pulls of their mean are 1.5 to 12 wide, and with refined samples at most
     √(5/3), the worst that a single mode can come to (METHOD section 7). 12 samples make them Student's, of variance
     11/9; 5 errors √(1/2n) are allowed for the width of n = 60 skies × 3 bands."""
+    monkeypatch.setattr(refine, "MOST", 10.0)
     truth, observations = draw(blank_survey(60, 0.8), (1.0,), 4)
     oracle = Oracle(observations, (1.0,))
     nothing = torch.zeros_like(truth)
-    common = off_by(nothing, oracle.posterior.mean, (error,) * 3, TORUS)
+    common = off_by(nothing, level_of(oracle.posterior, oracle.posterior.mean, (error,) * 3), TORUS)
     plain, ours = [], []
     for n in range(12):
         data = [_normal(*o.image.shape, seed=100 + 9 * n + b) for b, o in enumerate(observations)]
@@ -161,20 +173,20 @@ def test_using_the_data_twice_costs_little(error):
     before, after = (float(p.std()) / (11 / 9) ** 0.5 for p in pull)
     slack = 5 * (1 / (2 * 180)) ** 0.5
     assert 1 - slack < after < (5 / 3) ** 0.5 * (1 + slack)
-    assert before > 1.5 * after or error == 0.1
+    assert before > 1.4 * after
 
 
 def test_where_nothing_shines_or_nothing_is_wrong_samples_stand(skies):
     _, oracle, exact = skies
     torch.testing.assert_close(refined_(exact, oracle, (0.0, 0.0, 0.0)), exact, rtol=0, atol=0)
-    given = oracle.model, oracle.observations, 0 * oracle.posterior.mean, ERRORS, range(len(exact))
+    given = oracle.posterior, oracle.observations, 0 * oracle.posterior.mean, ERRORS, range(len(exact))
     torch.testing.assert_close(refined(exact, *given, NoiseStream(0, "sky")), (exact, True), rtol=0, atol=0)
 
 
 def test_what_was_not_found_is_told(skies, monkeypatch):
     monkeypatch.setattr(refine, "MAX_STEPS", 1)
     _, oracle, exact = skies
-    given = oracle.model, oracle.observations, oracle.posterior.mean, (1.0, 1.0, 1.0), range(len(exact))
+    given = oracle.posterior, oracle.observations, oracle.posterior.mean, ERRORS, range(len(exact))
     assert not refined(exact, *given, NoiseStream(0, "sky"))[1]
 
 
@@ -221,7 +233,9 @@ def trials_of(error, monkeypatch):
 
         def sample(self, observations, grid, count, stream):
             draws = super().sample(observations, grid, count, stream)
-            common = off_by(0 * draws.mean[None], draws.mean[None], (error,) * 3, grid, len(stream.name))
+            posterior = self.denoiser.condition(observations, grid).posterior
+            level = level_of(posterior, posterior.mean, (error,) * 3)
+            common = off_by(0 * draws.mean[None], level, grid, len(stream.name))
             return Draws(draws.samples + common, draws.mean)
 
     monkeypatch.setattr(network_errors, "Diffusion", Wrong)
@@ -235,10 +249,9 @@ def trials_of(error, monkeypatch):
 
 
 def test_the_error_that_a_network_has_is_found(monkeypatch):
-    """A tenth of the light, common to all samples: the largest candidate, which
-    is 0.08, in every band."""
-    trials = trials_of(0.1, monkeypatch)
-    assert fit_network_errors(trials, untrained(PAIRS)) == (CANDIDATES[-1],) * 3
+    """Common to all samples of a scene: the candidate that it is, or a neighbour."""
+    trials = trials_of(CANDIDATES[-2], monkeypatch)
+    assert min(fit_network_errors(trials, untrained(PAIRS))) >= CANDIDATES[-3]
 
 
 def test_right_samples_score_alike_with_any_error(monkeypatch):

@@ -135,7 +135,7 @@ def uncertain(method, levels=LEVELS):
     return method
 
 
-def refining(errors=(0.02, 0.1, 0.1)) -> Diffusion:
+def refining(errors=(0.1, 0.4, 0.4)) -> Diffusion:
     """Of a network whose own errors are known."""
     denoiser = untrained(PAIRS, seed=3)
     denoiser.network_errors = errors
