@@ -14,3 +14,13 @@ def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "model"
     save_denoiser(untrained(DEMO_BANDS[:3], seed=4), folder)
     return folder
+
+
+@pytest.fixture
+def copy(model, tmp_path) -> Path:
+    """A checkpoint to write a calibration into."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
