@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from jointdiff.correlation import convolved
 from jointdiff.forward import gaussian_transfer, half_plane_weights
 from jointdiff.gaussian import GaussianPosterior
 from jointdiff.linear import conjugate_gradient
@@ -59,17 +60,14 @@ def refined(
     depth = posterior.data_precision[:1, 0, 0].diagonal(dim1=-2, dim2=-1).to(samples).view(1, -1, 1, 1)
     noise = torch.where(depth > 0, depth.clamp(min=torch.finfo(depth.dtype).tiny).rsqrt(), 0.0)
 
-    def convolved(image: Tensor) -> Tensor:
-        return torch.fft.irfft2(torch.fft.rfft2(image) * transfer, s=grid.shape)
-
-    bright, scale = convolved(light.to(samples)).abs(), samples.new_tensor(errors).view(1, -1, 1, 1)
+    bright, scale = convolved(light.to(samples), transfer).abs(), samples.new_tensor(errors).view(1, -1, 1, 1)
     level = torch.minimum(scale * (noise * bright).sqrt(), MOST * bright) / power.sqrt()  # T w: of unit variance
 
     def root(u: Tensor) -> Tensor:
-        return level * convolved(u)
+        return level * convolved(u, transfer)
 
     def adjoint(image: Tensor) -> Tensor:
-        return convolved(level * image)
+        return convolved(level * image, transfer)
 
     def operator(u: Tensor) -> Tensor:
         return u + adjoint(model.normal(root(u), observations))

@@ -43,11 +43,14 @@ def scene(tmp_path):
     return write_good_scene(tmp_path / "good")
 
 
-@pytest.mark.parametrize(
+IN_ONE_PIECE_AND_IN_TILES = pytest.mark.parametrize(
     ("denying", "options"),
     [("sure", []), ("doubting", []), ("doubting", ["--tile", "38", "--align", "false"])],
     indirect=["denying"],
 )
+
+
+@IN_ONE_PIECE_AND_IN_TILES
 def test_sources_on_which_the_network_contradicts_the_data_are_flagged(options, scene, denying, tmp_path, capsys):
     """And headers say whether it was looked for; --guard false lets the network have its way."""
     plant(scene, 400)
@@ -63,11 +66,7 @@ def test_sources_on_which_the_network_contradicts_the_data_are_flagged(options, 
     assert len(flags["true"]) and flags["true"].any() and not flags["false"].any()
 
 
-@pytest.mark.parametrize(
-    ("denying", "options"),
-    [("sure", []), ("doubting", []), ("doubting", ["--tile", "38", "--align", "false"])],
-    indirect=["denying"],
-)
+@IN_ONE_PIECE_AND_IN_TILES
 def test_what_no_sample_explains_is_told_flagged_and_listed(options, scene, denying, tmp_path, capsys):
     """A source that the network denies, where the guard may not speak; of the Wiener filter nothing is left."""
     plant(scene, 400)
